@@ -5,7 +5,7 @@ PYTHON := python3
 VENV := .venv
 else
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-$(if $(VERSION),,$(error PYTHON=$(PYTHON) does not run: it must be Python 3.11 or later))
+$(if $(VERSION),,$(error PYTHON=$(PYTHON) cannot be run: it must be Python 3.11 or later))
 VENV := .venv-$(VERSION)
 endif
 BIN := $(VENV)/bin
@@ -21,28 +21,28 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (7 minutes after the installation)'
+	@echo 'make demo     set up, then run the demo: pretrain, prune, distil, extend and fine-tune a small model, and write $(RUN)/report.html (7 minutes)'
 	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
-	@echo 'make test-py  run all tests in another Python: make test-py PYTHON=python3.13'
-	@echo 'make test-lowest  run a part of the tests with the lowest versions of all dependencies, in .venv-lowest (Python 3.11)'
-	@echo 'make release-check  build the sdist and the wheel, and use the wheel in an empty environment'
+	@echo 'make test-py  run all tests with another Python: make test-py PYTHON=python3.13'
+	@echo 'make test-lowest  run a subset of the tests with the lowest supported versions of all dependencies, in .venv-lowest (Python 3.11)'
+	@echo 'make release-check  build the sdist and the wheel, and test the wheel in an empty environment'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make docs     build the documentation site into build/docs; open build/docs/index.html'
-	@echo 'make docs-test build the site with strict links, run the commands of the tutorials, and execute the notebooks'
+	@echo 'make docs-test build the site and check all links, run the commands of the tutorials, and execute the notebooks'
 	@echo 'make notebooks execute the notebooks and write their outputs (about 10 minutes)'
 	@echo 'make install  create .venv with the plamo2 command'
-	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'
+	@echo 'make lint     run ruff, import-linter and mypy'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make bench-torch compare the train step with transformers and PyTorch, in the environment of make peers'
-	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
+	@echo 'make chaos    kill and disturb runs, pipelines, sampling and the server at random, and compare the results with undisturbed runs'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (half an hour or more; installs libtpu)'
-	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, Beam, schemathesis); needs the demo'
+	@echo 'make peers    compare results with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, Beam, schemathesis); needs the demo'
 	@echo 'make vllm     create .venv-vllm with vLLM for CPUs and the plugin (3.4 GB)'
-	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes);'
-	@echo '             MODEL=runs/demo compares this run folder, too'
+	@echo 'make peers-vllm compare the vLLM plugin with this project, in a separate environment, .venv-vllm (3.4 GB; about 15 minutes);'
+	@echo '             add MODEL=runs/demo to compare this run folder, too'
 	@echo
-	@echo 'make TARGET PYTHON=python3.13   use another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 gets jax 0.10.2'
+	@echo 'make TARGET PYTHON=python3.13   use another Python, in .venv-3.13. Python 3.12 and later get jax 0.12; Python 3.11 gets jax 0.10.2'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plamo2-jax needs Python 3.11 or later; try make PYTHON=python3.12")'

@@ -1,7 +1,7 @@
 """From text to a pretrained model with a report: `plamo2 pipeline configs/pipeline.py`. Finished stages are skipped.
 
-TEXT names the training text: a file, a folder, or a pattern such as "data/text/*.jsonl". It is the text bundled with plamo2-jax until you
-change it. If its files change, the next call of the pipeline trains again.
+TEXT is the training text: a file, a folder, or a pattern such as "data/text/*.jsonl". The default is the text that comes with plamo2-jax.
+If its files change, the next call of the pipeline trains again.
 """
 
 from pathlib import Path

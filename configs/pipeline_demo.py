@@ -1,8 +1,8 @@
-"""The demo, from text to a tuned model: `make demo`, or `plamo2 pipeline configs/pipeline_demo.py`.
+"""The demo, from text to a model trained with DPO: `make demo`, or `plamo2 pipeline configs/pipeline_demo.py`.
 
-It pretrains a model; prunes and distills it and merges checkpoints of the result; makes synthetic data; trains the model with full
-attention, partly on synthetic text; and tunes it on conversations and on preferences, with two runs each that are merged. You can run each
-stage by hand: `--dry-run` prints the commands.
+Stages: pretraining; pruning, distillation and merging; synthetic data; context extension with full attention, partly on synthetic
+text; fine-tuning on conversations and DPO, each with two runs that are merged. `--dry-run` prints the commands, so that
+you can run each stage by hand.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ HELDOUT = {language: HOME / "data" / language / "heldout" for language in LANGUA
 
 
 def shards(language: str, split: str) -> Stage:
-    """Tokenize the bundled text of one language."""
+    """Return the stage that tokenizes the bundled text of one language."""
     folder = HOME / "data" / language / split
     command = f"data prepare --input bundled:{language}:{split} --tokenizer {TOKENIZER} --output {folder}"
     return Stage(f"{language}_{split}", command, outputs=(folder,), inputs=(TOKENIZER,))
 
 
 def figures(name: str, model: Path) -> Stage:
-    """Measure the held-out bits per byte of a model."""
+    """Return the stage that measures the held-out bits per byte of a model."""
     path = HOME / f"{name}.json"
     heldout = " ".join(f"{language}={folder}" for language, folder in HELDOUT.items())
     command = f"evaluate {model} --heldout {heldout} --sequence-length 512 --output {path}"
@@ -32,7 +32,7 @@ def figures(name: str, model: Path) -> Stage:
 
 
 def scores(name: str, model: Path) -> Stage:
-    """Evaluate a model on benchmark tasks and on held-out bits per byte; the page of the report has the table of all models."""
+    """Evaluate a model on benchmark tasks and held-out bits per byte. The report has a table of all models."""
     folder, prompts = HOME / "scores" / name, HOME / "prompts/heldout.jsonl"
     heldout = " ".join(f"{language}={path}" for language, path in HELDOUT.items())
     command = (
@@ -43,14 +43,14 @@ def scores(name: str, model: Path) -> Stage:
 
 
 def merged(name: str, *models: str) -> Stage:
-    """Merge models, each a run or RUN@STEP, into their mean."""
+    """Merge models (runs or RUN@STEP) into their mean."""
     folders = tuple(HOME / model for model in models)
     command = f"merge --method linear {' '.join(map(str, folders))} {HOME}/{name}"
     return Stage(name, command, outputs=(HOME / name,), inputs=folders)
 
 
 def tuned(verb: str, seed: int) -> Stage:
-    """One post-training run. Its config names what it reads."""
+    """Return the stage of one post-training run. Its config names its inputs."""
     return Stage(f"{verb}_{seed}", f"{verb} configs/demo_{verb}.py --name {verb}_{seed} --data.seed {seed}")
 
 
@@ -71,7 +71,7 @@ pipeline = Pipeline(
             f"{HOME}/samples.jsonl",
             inputs=(HOME,),
         ),
-        # A smaller model.
+        # Pruning and distillation.
         Stage(
             "prune",
             f"prune {HOME} {HOME} {HOME}/pruned --set intermediate_size=256 --set mamba_num_heads=4 --calibration {HOME}/data/ja/train",
@@ -80,7 +80,7 @@ pipeline = Pipeline(
         ),
         Stage("distil", "pretrain configs/demo_small.py"),
         merged("merged", "small@60", "small@120"),
-        # Synthetic texts and conversations, from rules and from the pretrained model.
+        # Synthetic texts and conversations, made by rules and by the pretrained model.
         Stage("instructions", f"data instructions --output {HOME}/instructions", outputs=(HOME / "instructions",)),
         Stage(
             "synth",
@@ -93,7 +93,7 @@ pipeline = Pipeline(
             outputs=(HOME / "data/synthetic",),
             inputs=(HOME / "synth", TOKENIZER),
         ),
-        # A longer context.
+        # Context extension.
         Stage(
             "extend",
             f"extend {HOME} {HOME}/opened --full-attention all --rope-theta 40000",
@@ -101,7 +101,7 @@ pipeline = Pipeline(
             inputs=(HOME,),
         ),
         Stage("long", "pretrain configs/demo_extend.py"),
-        # Conversations and preferences.
+        # Fine-tuning on conversations, and DPO.
         Stage(
             "prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 480", outputs=(HOME / "prompts",)
         ),
@@ -110,13 +110,13 @@ pipeline = Pipeline(
         Stage("preferences", "preference-data configs/demo_preference_data.py", inputs=(HOME / "sft",)),
         *(tuned("dpo", seed) for seed in SEEDS),
         merged("tuned", *(f"dpo_{seed}" for seed in SEEDS)),
-        # The models side by side: pretrained; pruned, distilled and merged; fine-tuned; tuned on preferences.
+        # Evaluation of all models: pretrained; pruned, distilled and merged; fine-tuned; trained with DPO.
         *(scores(name, folder) for name, folder in EVALUATED.items()),
         Stage(
             "report",
             f"report {HOME}",
             outputs=(HOME / "report.html",),
-            # The page shows the runs and models in this folder too.
+            # The report also shows the runs and models in this folder.
             inputs=(
                 HOME,
                 HOME / "evaluation.json",

@@ -1,6 +1,6 @@
-"""Pretrain a model on your own text. `plamo2 pipeline configs/pipeline.py` makes its tokenizer and shards, and then runs it.
+"""Pretrain a model on your own text. `plamo2 pipeline configs/pipeline.py` makes the tokenizer and the shards, and then runs this config.
 
-With the sizes below, two CPU cores train a model of four million parameters in about five minutes. On a GPU or TPU, start with
+With the sizes below, two CPU cores train a model with four million parameters in about five minutes. On a GPU or TPU, start with
 hidden_size=1024, num_hidden_layers=16, intermediate_size=4096, num_attention_heads=8, mamba_num_heads=16, sequence_length=2048 and
 dtype="bfloat16". `plamo2 config validate configs/pretrain.py` prints the number of parameters and the memory that a config needs.
 """
@@ -29,7 +29,7 @@ config = RunConfig(
         mamba_d_state=64,
         mamba_chunk_size=64,
         attention_window_size=128,
-        vocab_size=4096,  # The number of rows of the tokenizer: --vocab-size in configs/pipeline.py.
+        vocab_size=4096,  # Vocabulary size of the tokenizer: --vocab-size in configs/pipeline.py.
     ),
     tokenizer=HOME / "tokenizer.jsonl",
     # Several folders of shards are mixed by weight: MixtureItem(HOME / "data/code/train", 0.2).

@@ -28,6 +28,4 @@ config = dataclasses.replace(
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-5, warmup=100, decay_fraction=0.5),
     # Parameters are sharded over fsdp × sequence = 16 of 64 chips; see pretrain_8b.py.
     mesh=MeshConfig(data=4, sequence=4),
-    # Each chip computes the logits of 8192 positions. Smaller chunks would gather the embedding several times.
-    loss_chunk=None,
 )

@@ -1,4 +1,4 @@
-"""The model of `plamo2 quickstart`: under a million parameters, trained for half a minute on two CPU cores.
+"""The model of `plamo2 quickstart`: 0.6 million parameters, trained for half a minute on two CPU cores.
 
 It is trained from random parameters on Japanese and English conversations about the bundled text (`plamo2 data instructions`).
 """

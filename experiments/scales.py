@@ -216,13 +216,10 @@ SCALES: dict[str, dict[str, Scale]] = {
 def parse(
     parser: argparse.ArgumentParser, experiment: str, committed: Path, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, Scale]:
-    """Add `--scale`, parse the command line, and set the options that the user left out.
-
-    Options that get their value here have the default None in the parser: those of the scale, `work` (runs/EXPERIMENT, or
-    runs/EXPERIMENT_gpu) and `output` (the committed results at the CPU scale, otherwise the work folder).
+    """Add `--scale`, `--work` and `--output`, parse the command line, set the options that the user left out, and create the output folder.
 
     Args:
-        parser: parser with the other options.
+        parser: parser with the other options. Those of the scale have the default None.
         experiment: name in SCALES.
         committed: folder of the committed results.
         argv: arguments; None: those of the process.
@@ -233,14 +230,20 @@ def parse(
         default="cpu",
         help="cpu: sizes of the committed results (default). gpu: at least 50 million parameters, not run yet",
     )
+    parser.add_argument(
+        "--work", type=Path, help=f"folder of data and runs (default: runs/{experiment}; at the GPU scale with _gpu)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder of the results (default: the committed ones; at the GPU scale the work folder)",
+    )
     options = parser.parse_args(argv)
     scale = SCALES[experiment][options.scale]
     small = options.scale == "cpu"
-    work = Path("runs") / (experiment if small else f"{experiment}_{options.scale}")
-    if getattr(options, "work", work) is None:
-        options.work = work
-    if options.output is None:
-        options.output = committed if small else getattr(options, "work", work)
+    options.work = options.work or Path("runs") / (experiment if small else f"{experiment}_{options.scale}")
+    options.output = options.output or (committed if small else options.work)
+    options.output.mkdir(parents=True, exist_ok=True)
     for name, value in scale.options.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import platform
 import statistics
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -177,7 +180,17 @@ def plot(curves: Mapping[str, list[list[float]]], tokens: int, path: Path, title
     plt.close(figure)
 
 
+def where() -> dict[str, object]:
+    """Return the machine and the versions, for the results of an experiment."""
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    if jax.default_backend() != "cpu":
+        machine += f", {jax.device_count()} × {jax.devices()[0].device_kind}"
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in ("jax", "jaxlib")}
+    return {"machine": machine, "versions": versions}
+
+
 def write_results(folder: Path, results: dict, page: Callable[[dict], str]) -> None:
-    """results.json, and the README that follows from it."""
+    """Write results.json, with machine and versions, and the README that follows from it."""
+    results = where() | results
     write_json(folder / "results.json", results)
     (folder / "README.md").write_text(page(results), encoding="utf-8")

@@ -64,9 +64,9 @@ def pages() -> dict[str, str]:
 
 _INDEX = """# API reference
 
-Signatures and docstrings of all public functions and classes, from the sources. Shapes in annotations such as
-`Float[Array, "b t h p"]` use the letters of the [glossary](../glossary.md#axis-letters). Names that begin with an underscore are private.
-`plamo2 VERB --help` describes the [command line](../command_line.md).
+Signatures and docstrings of all public functions and classes, from the sources. Shapes in annotations such as `Float[Array, "b t h p"]` use
+the letters of the [glossary](../glossary.md#axis-letters). Names that begin with an underscore are private. `plamo2 COMMAND --help`
+describes the [command line](../command_line.md).
 
 | package | contents |
 |---|---|

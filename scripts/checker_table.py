@@ -28,7 +28,7 @@ LEFT_OUT = {
         "MarkdownUnconsumedEmphasisMarkers"
     ),
     "passes for every text, because a CommonMark parser refuses none": "MarkdownParseable",
-    "needs heuristics for many styles of citation; not written yet": "Citation",
+    "needs heuristics for many styles of citation, which are not implemented": "Citation",
     "need a judge model (43 constraints)": (
         "the groups MetaOutput, Structure and Style, and of Content and Processing: AbstractExcluded, AbstractIncluded, Intrinsic, "
         "Irrevant, Reason, NoReason, Extraction, Statistics"
@@ -48,24 +48,24 @@ checkers.instruction("characters", parameters, "ja", "train", seed=1)  # the ins
 ```
 
 As a rule of preference data (see [post-training](post_training.md)), a checker is
-`{"check": {"name": "bullets", "count": 2, "mark": "・"}}`; a list of checkers gives the share that an answer passes.
+`{"check": {"name": "bullets", "count": 2, "mark": "・"}}`. The score of a list of checkers is the share that the answer passes.
 
-Every wording belongs to training or to test, in Japanese (ja), English (en) or both. No sentence is in both, so a model that was trained
-with checked instructions is not tested with the same sentences.
+Each wording of an instruction is for training or for testing, in Japanese (ja) or English (en). No sentence is used for both, so a model
+that was trained with checked instructions is not tested with the same sentences. The column "wordings" lists the languages.
 
 A checker reads the first 262,144 characters of a text, in time that grows linearly with its length, and ignores the rest. Words,
-sentences, languages and noun endings are found without a morphological analyser, langdetect or NLTK.
-`experiments/evaluation/instructions.md` compares the verdicts with those that M-IFEval's repository stores for 17 models.
+sentences, languages and noun endings are recognised without a morphological analyser, langdetect or NLTK.
+`experiments/evaluation/instructions.md` compares the verdicts with the verdicts on 17 models in M-IFEval's repository.
 `experiments/evaluation/jfbench.md` compares them with JFBench's own code.
 
-Scripts of one language, letters and marks are decided exactly. These decisions are approximate:
+Scripts of one language, letters and marks are recognised exactly. These decisions are approximate:
 
-- Language: the script with most letters, then frequent words and letters. Text of a script without a known word is of no language.
+- Language: decided by the script with most letters, then by frequent words and letters. Text without a known word has no language.
 - Japanese words: a word counts unless the same script continues it (katakana, Latin letters, a single kanji).
-- Japanese sentences: they end at 。！？ and at line ends, but not inside 「」 or parentheses. For JFBench, ． and . end a
-  sentence too; pysbd, which JFBench uses, differs for some lists and brackets.
+- Japanese sentences: they end at 。！？ and at line ends, but not inside 「」 or parentheses. For JFBench, ． and . also end a
+  sentence; pysbd, which JFBench uses, differs for some lists and brackets.
 - English sentences: they end at . ! ? but not after a listed abbreviation.
-- Noun endings: decided from the last characters before the mark.
+- Noun endings: decided by the last characters before the mark.
 - LaTeX and Markdown: groups, environments, fences, headings and links are matched; there is no full parser.
 """
 

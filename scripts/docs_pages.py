@@ -49,7 +49,7 @@ def copied() -> dict[str, str]:
 
 def experiments() -> str:
     """Return the page that lists the reports of experiments by their titles."""
-    lines = ["# Experiments\n", "Each report states a question, the command, the machine, and what was measured.\n"]
+    lines = ["# Experiments\n", "Each report states a question, the command, the machine, and the measured results.\n"]
     for path in sorted((ROOT / "experiments").glob("*/README.md")):
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         lines.append(f"* [{title}]({path.parent.name}/index.md)")
@@ -127,7 +127,7 @@ def missing_in_navigation() -> list[str]:
 
 
 def write(build: Path, with_api: bool = True) -> list[str]:
-    """Write all pages into the folder `build`/docs_pages, and return what is wrong with links and navigation."""
+    """Write all pages into the folder `build`/docs_pages, and return the problems of links and navigation."""
     folder = build / "docs_pages"
     shutil.rmtree(folder, ignore_errors=True)
     pages, more = copied(), generated(with_api)

@@ -20,9 +20,9 @@ SOURCES = {"plamo2_jax": ROOT / "src" / "plamo2_jax", "plamo2_kernels": ROOT / "
 _LONGEST_EXPRESSION = 24
 _TEMPLATE = """# Error index
 
-Every command that ends with status 2 prints one sentence: what is wrong, where, and what is allowed. This page lists all {count}
-sentences by package. Words in *italics* stand for values. Search this page for a few words of your message. The name after a sentence is
-the function that raises it.
+A command that fails with exit status 2 prints one message: what is wrong, where, what is allowed and how to fix it. This page lists all
+{count} messages by package. Words in *italics* stand for values. Search this page for a few words of your message. The name after a message
+is the function that raises it.
 
 A traceback instead of a sentence is a bug in this project or in a library.
 """

@@ -3,8 +3,8 @@
     make demo
     python scripts/screenshots.py runs/demo
 
-It writes docs/images/report.png and docs/images/chat.png, each of at most 300 KB. It needs Chromium, a Japanese font (Debian:
-`apt-get install chromium fonts-ipaexfont-gothic`), and the extra `serve`. The answers are those of the demo's tuned model, greedily.
+It writes docs/images/report.png and docs/images/chat.png, each of at most 300 KB. It needs Chromium, a Japanese font (Debian: `apt-get
+install chromium fonts-ipaexfont-gothic`), and the extra `serve`. The answers come from the demo's fine-tuned model, with greedy decoding.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_restoring_casts_and_shards(folder):
 
 def test_a_folder_in_use_is_not_overwritten(folder):
     before = (folder / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         checkpoint.save_model(folder, preset("tiny"), PARAMS)
     assert (folder / "config.json").read_bytes() == before
 
@@ -59,11 +59,11 @@ def test_a_folder_in_use_is_not_overwritten(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree["embed"].update(other=tree["run_0"]["mixer"]["A_log"]), "lacks 1 .*embed/other"),
+        (lambda tree: tree["embed"].update(other=tree["run_0"]["mixer"]["A_log"]), "does not have 1 .*embed/other"),
         (lambda tree: tree["run_0"].clear(), "this model does not have: run_0/mixer/A_log"),
         (
             lambda tree: tree["embed"].update(embedding=jax.ShapeDtypeStruct((64, 95), np.float32)),
-            r"embed/embedding has shape \(64, 96\): in this model it must be \(64, 95\)",
+            r"embed/embedding has shape \(64, 96\): this model requires \(64, 95\)",
         ),
     ],
 )
@@ -193,6 +193,6 @@ def test_metadata_of_another_shape_is_one_sentence(folder, name, content):
 def test_sizes_are_compared_before_a_model_is_built(folder):
     with pytest.raises(
         checkpoint.CheckpointError,
-        match=r"config\.json describes a model of [\d,]+ parameters, but .*params holds 6,152",
+        match=r"config\.json describes a model with [\d,]+ parameters, but .*params has 6,152",
     ):
         checkpoint.check_size(folder, preset("plamo-2-31b"))

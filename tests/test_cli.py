@@ -17,7 +17,7 @@ import pytest
 from plamo2_jax import __version__
 from plamo2_jax.cli.arguments import GROUPS
 from plamo2_jax.cli.library_logs import silence_library_logs
-from plamo2_jax.cli.main import VERBS, main, module_of
+from plamo2_jax.cli.main import COMMANDS, main, module_of
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
@@ -35,7 +35,7 @@ def refused(argv, capsys):
 def test_help_lists_every_verb(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in VERBS)
+    assert all(verb in text for verb in COMMANDS)
 
 
 def test_the_version_names_what_runs(capsys):
@@ -58,7 +58,7 @@ def test_the_version_names_what_runs(capsys):
 )
 def test_an_unknown_verb_gets_the_closest_command(word, meant, capsys):
     message = refused([word, "x"], capsys)
-    assert f"unknown verb '{word}'; did you mean {meant}? plamo2 --help lists all" in message
+    assert f"unknown command '{word}'; did you mean {meant}? plamo2 --help lists all" in message
 
 
 def test_a_verb_like_no_other_gets_the_list(capsys):
@@ -68,7 +68,7 @@ def test_a_verb_like_no_other_gets_the_list(capsys):
 
 
 def test_the_groups_are_the_verbs_with_commands_of_their_own():
-    modules = {verb: importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}") for verb in VERBS}
+    modules = {verb: importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}") for verb in COMMANDS}
     assert {verb for verb, module in modules.items() if hasattr(module, "SUBCOMMANDS")} == set(GROUPS)
 
 
@@ -119,7 +119,7 @@ def test_an_option_of_another_command_is_not_suggested_for_itself(capsys):
 
 def commands():
     """Every command whose arguments tyro reads."""
-    for verb in VERBS:
+    for verb in COMMANDS:
         module = importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}")
         yield from ([verb, name] for name in getattr(module, "SUBCOMMANDS", ())) if verb in GROUPS else [[verb]]
 
@@ -151,7 +151,7 @@ def test_the_names_of_positional_arguments_are_in_errors_too(capsys):
             "config.py, line 3: RunConfig.__init__() got an unexpected keyword argument 'nme'",
         ),
         ("import nothing_of_that_name\n", "config.py, line 1: No module named 'nothing_of_that_name'"),
-        ("config = 3\n", "config.py must set `config` to a RunConfig; it sets it to int"),
+        ("config = 3\n", "config.py must set `config` to a RunConfig, but its type is int"),
     ],
 )
 def test_a_config_file_that_does_not_run_is_named_with_its_line(tmp_path, capsys, source, message):
@@ -177,7 +177,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "raw"}\n', encoding="utf-8")
-    assert "is also the input" in refused(["data", "clean", str(path), str(path)], capsys)
+    assert "is also an input file" in refused(["data", "clean", str(path), str(path)], capsys)
     assert path.read_text(encoding="utf-8") == '{"text": "raw"}\n'
 
 
@@ -224,5 +224,5 @@ def test_inspect_names_the_folders_that_it_can_describe(tmp_path, capsys):
         (tmp_path / "shards" / name).mkdir(parents=True)
         (tmp_path / "shards" / name / "manifest.json").write_text("{}", encoding="utf-8")
     message = refused(["inspect", str(tmp_path / "shards")], capsys)
-    assert "neither a model, nor adapters, nor shards" in message
+    assert "no model, no adapters and no shards" in message
     assert message.rstrip().endswith("heldout, train")

@@ -6,10 +6,20 @@ import importlib
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from plamo2_jax.config import LayerKind
 from plamo2_jax.config_file import load_config
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.quantize.config import QuantizeConfig, matrix_formats
+from plamo2_jax.surgery.extend import extended_config
+from plamo2_jax.surgery.grow import grow
+from plamo2_jax.surgery.prune import cut, prune
+from plamo2_jax.train.build import build_train_program
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.pretraining import Pretrain
+from plamo2_jax.train.schedule import ScheduleConfig
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -50,8 +60,8 @@ def test_every_experiment_with_a_scale_has_its_options(module):
         for scale in by_name.values():
             assert set(scale.options) <= set(scripts[experiment]), experiment
         # A default would hide the value of the scale.
-        for name in set().union(*(scale.options for scale in by_name.values()), {"work", "output"}):
-            assert "default" not in scripts[experiment].get(name, ()), (experiment, name)
+        for name in set().union(*(scale.options for scale in by_name.values())):
+            assert "default" not in scripts[experiment][name], (experiment, name)
 
 
 def test_gpu_scales_have_models_of_at_least_50_million_parameters(module):
@@ -70,19 +80,56 @@ def test_gpu_scales_have_models_of_at_least_50_million_parameters(module):
         assert flops <= 5 * 60 * 100e12, experiment
 
 
+@pytest.mark.parametrize("experiment", ["fp8_training", "pruning", "weight_reuse"])
+def test_train_programs_of_gpu_scales_build(module, experiment):
+    """The other experiments train the model of fp8_training, without FP8 or with attention layers alone."""
+    scale = module("scales").SCALES[experiment]["gpu"]
+    for model in scale.models.values():
+        config = RunConfig(
+            name=experiment,
+            model=model,
+            tokenizer=Path("tokenizer.jsonl"),
+            data=DataConfig((MixtureItem(Path("data")),), scale.length, scale.rows),
+            steps=100,
+            task=Pretrain(),
+            schedule=ScheduleConfig(learning_rate=scale.learning_rate),
+            dtype=scale.dtype,
+            linear_type="fp8" if experiment == "fp8_training" else "normal",
+        )
+        program = build_train_program(config, jax.devices()[:1])
+        assert sum(leaf.size for leaf in jax.tree.leaves(program.state.params)) == model.parameter_count()
+    # To trace a step takes seconds, and the models differ in widths only.
+    if experiment == "fp8_training":
+        state, _ = jax.eval_shape(program.step, *program.arguments)
+        assert jax.tree.structure(state) == jax.tree.structure(program.state)
+
+
+def test_models_of_gpu_scales_can_be_changed_as_the_experiments_do(module):
+    scales = {name: by_name["gpu"].models for name, by_name in module("scales").SCALES.items()}
+    opened = extended_config(scales["full_attention"]["windowed"], full_attention="all", rope_theta=10_000.0)
+    assert set(opened.layer_kinds) == {LayerKind.MAMBA, LayerKind.FULL}
+    reuse, pruned = scales["weight_reuse"], scales["pruning"]
+    for width, depth in (("clone", "identity"), ("clone", "stack"), ("clone", "interleave"), ("zero", "identity")):
+        grow.check_target(reuse["small"], reuse["large"], width, depth)
+    for shape in prune.schedule(pruned["large"], pruned["small"], rounds=4):
+        cut.check_target(pruned["large"], shape)
+    # The largest group of the experiment; the others divide it.
+    options = QuantizeConfig(bits=4, group_size=128, bits_for=(("mixer/(in|out)_proj", 4),))
+    assert matrix_formats(scales["quantization"]["base"], options)
+
+
 def test_demo_gpu_config_loads(module):
     config = load_config(EXPERIMENTS / "demo_gpu.py")
     assert config.model == module("scales").DEMO_GPU
     assert config.model.parameter_count() >= 50_000_000
 
 
-def test_gpu_scale_does_not_overwrite_committed_results(module, capsys, tmp_path):
+def test_gpu_scale_does_not_overwrite_committed_results(module, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scales = module("scales")
 
     def options(*arguments):
         parser = argparse.ArgumentParser()
-        for name in ("work", "output"):
-            parser.add_argument(f"--{name}", type=Path)
         parser.add_argument("--steps", type=int)
         parser.add_argument("--tuning", type=int)
         return scales.parse(parser, "merging", tmp_path, arguments)[0]

@@ -82,7 +82,7 @@ def test_a_template_that_may_not_be_read_is_refused_before_anything_is_written(h
     assert run_verb(verb, home, place, place / "out") == 2
     said = capsys.readouterr().err
     wanted = {"link": "is a symbolic link out of its folder", "folder": "is a folder"}
-    assert wanted.get(kind, "has no template named default, only tool_use") in said
+    assert wanted.get(kind, "has no template named default, but only tool_use") in said
     assert said.count("\n") == 1
     assert sorted(place.iterdir()) == before
 

@@ -133,7 +133,7 @@ def test_the_installed_wheel_reads_its_corpus_and_runs_a_model(site, tmp_path):
     run(site, "logits", GOLDEN, "--input", tmp_path / "in.npz", "--output", tmp_path / "out.npz")
     logits = np.load(tmp_path / "out.npz")["logits"][0]
     assert np.linalg.norm(logits - cases["single.logits"]) < 2e-5 * np.linalg.norm(cases["single.logits"])
-    assert "VERB" in run(site, "--help").stdout
+    assert "COMMAND" in run(site, "--help").stdout
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -170,7 +170,7 @@ REFUSED = {
     "experts": ({"n_expert": 8}, "n_expert=8"),
     "quantized weights": ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config="),
     "images": ({"image_feature_size": 1152}, "image_feature_size=1152"),
-    "an unknown key": ({"of_the_future": 3}, "of_the_future=3 is not supported: the network does not know this key"),
+    "an unknown key": ({"of_the_future": 3}, "of_the_future=3 is not supported: the key is unknown"),
     "another architecture": ({"model_type": "llama"}, "model_type='llama' is not supported"),
     "true is no number": ({"hidden_size": True}, "hidden_size=True"),
 }

@@ -102,7 +102,7 @@ def umask():
 def test_a_failure_leaves_nothing(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "a").write_bytes(b"old")
-    with pytest.raises(ValueError, match="exists already"), storage.new_folder(tmp_path / "old"):
+    with pytest.raises(ValueError, match="already exists"), storage.new_folder(tmp_path / "old"):
         pass
     for write in (
         storage.new_folder(tmp_path / "new"),
@@ -124,7 +124,7 @@ def test_a_killed_replacement_loses_nothing(tmp_path, monkeypatch):
     # What a kill between the two renames of `replace=True` leaves.
     (tmp_path / ".old.00000000.partial").mkdir()
     (tmp_path / "old").rename(tmp_path / ".old.00000000.partial.old")
-    with pytest.raises(ValueError, match="exists already"), storage.new_folder(tmp_path / "old"):
+    with pytest.raises(ValueError, match="already exists"), storage.new_folder(tmp_path / "old"):
         pass
     assert names(tmp_path) == ["old"]
     assert (tmp_path / "old" / "a").read_bytes() == b"old"

@@ -36,11 +36,11 @@ def page(results: dict | None, speeds: dict | None) -> str:
         parts += [training(results), *(comparison(results, name) for name in COMPARISONS)]
         parts.append("![accuracy by length](plot.png)")
     else:
-        parts.append("No model is trained yet: `python experiments/architecture/run.py` trains them.")
+        parts.append("No model has been trained yet. `python experiments/architecture/run.py` trains all models.")
     if speeds:
         parts += [speed(speeds), "![speed and cache by context length](speed.png)"]
     else:
-        parts.append("Speed is not measured yet: `python experiments/architecture/speed.py` measures it.")
+        parts.append("Speed has not been measured yet. `python experiments/architecture/speed.py` measures it.")
     return "\n\n".join([*parts, conclusions.strip()]).rstrip() + "\n"
 
 

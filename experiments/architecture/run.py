@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -27,7 +24,7 @@ from arms import Arm, arms  # noqa: E402
 from phonebooks import Books, measure, prepare  # noqa: E402
 from results_page import write  # noqa: E402
 from scales import Scale, parse  # noqa: E402
-from trials import train_to_end  # noqa: E402
+from trials import train_to_end, where  # noqa: E402
 
 from plamo2_jax.checkpoint import write_json  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
@@ -89,8 +86,6 @@ def main() -> None:
     """Train and measure what is missing, and write the results after each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, help="folder of data and runs (default: runs/architecture)")
-    parser.add_argument("--output", type=Path, help="folder of the results (default: this one)")
     parser.add_argument("--first", type=int, help="steps of the first training, on short phonebooks")
     parser.add_argument("--steps", type=int, help="steps of the second training, on text and phonebooks")
     parser.add_argument("--documents", type=int, help="phonebooks of each kind")
@@ -162,9 +157,7 @@ def about(options: argparse.Namespace) -> dict:
     words = ["python experiments/architecture/run.py", "--seeds", *map(str, options.seeds)]
     return {
         "command": " ".join(words + (["--scale", options.scale] if options.scale != "cpu" else [])),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("jax", "jaxlib")},
+        **where(),
     }
 
 

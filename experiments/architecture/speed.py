@@ -14,12 +14,10 @@ import argparse
 import functools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -32,6 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 from arms import arms  # noqa: E402
 from results_page import write  # noqa: E402
 from scales import parse  # noqa: E402
+from trials import where  # noqa: E402
 
 from plamo2_jax.checkpoint import write_json  # noqa: E402
 from plamo2_jax.cli.allocator import keep_freed_memory  # noqa: E402
@@ -134,7 +133,6 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048, 8192, 32768], help="context lengths")
     parser.add_argument("--turns", type=int, default=5, help="most turns of each model and length (default 5)")
     parser.add_argument("--seconds", type=float, default=20, help="time of a length after which no third turn begins")
-    parser.add_argument("--output", type=Path, help="folder of speed.json (default: this one)")
     options, scale = parse(parser, "architecture_speed", HERE)
     keep_freed_memory()
     compared = {arm.kind: arm.model for arm in arms(scale.models["hybrid"], scale.length, ("parameters",))}
@@ -145,9 +143,7 @@ def main() -> None:
         "models": {kind: config.to_json() for kind, config in compared.items()},
         "parameters": {kind: config.parameter_count() for kind, config in compared.items()},
         "dtype": scale.dtype,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}",
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("jax", "jaxlib")},
+        **where(),
     }
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if any(results.get(name) != value for name, value in about.items()):

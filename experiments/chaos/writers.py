@@ -105,7 +105,7 @@ def _two_writers(folder: Path, params: list[np.ndarray], rng: random.Random) -> 
     if out.exists():
         broken.extend(_differences(out, params))
     for status, message in ended:
-        if status == 2 and not ("being written by another process" in message[0] or "exists already" in message[0]):
+        if status == 2 and not ("being written by another process" in message[0] or "already exists" in message[0]):
             broken.append(message[0])
     # The next start removes what a kill left.
     if not out.exists():

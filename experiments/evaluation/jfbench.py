@@ -106,12 +106,12 @@ def to_markdown(result: dict[str, Any]) -> str:
     """Return a table of the constraints that differ, with the reasons."""
     equal = sum(1 for one in result["constraints"].values() if not one["different"])
     lines = [
-        "# Our checkers and JFBench's own constraints",
+        "# This project's checkers and JFBench's own code",
         "",
         f"Produced by `python experiments/evaluation/jfbench.py`, JFBench's commit {result['commit']}.",
         f"{result['answers']:,} answers to {len(result['constraints'])} constraints, of which JFBench accepts {result['accepted']:,}.",
-        f"{result['percent_equal']} % of the verdicts are equal. For {equal} constraints all are. `accepted` counts",
-        "the answers that JFBench accepts.",
+        f"{result['percent_equal']} % of the verdicts are equal. For {equal} constraints, all verdicts are equal.",
+        "`accepted` counts the answers that JFBench accepts.",
         "",
         "| constraint | answers | accepted | different | reason |",
         "| --- | ---: | ---: | ---: | --- |",

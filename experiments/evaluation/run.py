@@ -2,6 +2,7 @@
 
     python experiments/evaluation/run.py --demo runs/demo                  # resumes; writes models.json, models.png and README.md
     python experiments/evaluation/run.py --demo runs/demo --limit 100      # smaller standard errors
+    python experiments/evaluation/run.py --models pretrained --limit 2 --output runs/try    # minutes, to see that it runs
     python experiments/evaluation/run.py --page                            # after a change of notes.md: writes README.md
 
 Each model is evaluated by one process of `plamo2 evaluate`. Ablations: half of the training steps, 4-bit matrices, and pruning without
@@ -55,11 +56,11 @@ def plamo2(*words: object) -> int:
     return subprocess.run([sys.executable, "-m", "plamo2_jax.cli.main", *map(str, words)], check=False).returncode
 
 
-def evaluate(demo: Path, output: Path, name: str, tasks: list[str], limit: int) -> Path:
+def evaluate(demo: Path, work: Path, name: str, tasks: list[str], limit: int) -> Path:
     """Evaluate a model, unless it is evaluated, and return the folder of its results."""
-    folder, model = output / name.replace(", ", "-").replace(" ", "_"), f"{demo}{MODELS[name]}"
+    folder, model = work / name.replace(", ", "-").replace(" ", "_"), f"{demo}{MODELS[name]}"
     if name == "4 bits":
-        model = output / "four"
+        model = work / "four"
         if not model.exists() and plamo2("quantize", demo, model, "--bits", 4):
             sys.exit("the model cannot be quantized")
     if (folder / "evaluation.json").is_file():
@@ -128,11 +129,11 @@ def table(models: Mapping[str, Mapping[str, Any]], limit: int) -> str:
     )
 
 
-def write_page(found: Mapping[str, Any]) -> None:
+def write_page(output: Path, found: Mapping[str, Any]) -> None:
     """Write README.md: the text of notes.md with the table of the models in the place of its marker."""
     notes = (HERE / "notes.md").read_text(encoding="utf-8")
     page = notes.replace(_MARKER, table(found["models"], found["limit"]).rstrip("\n"))
-    write_whole(HERE / "README.md", page.encode())
+    write_whole(output / "README.md", page.encode())
 
 
 def plot(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
@@ -172,7 +173,10 @@ def main() -> None:
     )
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of the demo")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/evaluation_models"), help="folder for results and the 4-bit model"
+        "--work", type=Path, default=Path("runs/evaluation_models"), help="folder of scores and of the 4-bit model"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=HERE, help="folder of models.json, models.png and README.md (default: this one)"
     )
     parser.add_argument("--limit", type=int, default=24, help="maximum number of items of each task")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="models to evaluate")
@@ -180,19 +184,20 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write README.md from notes.md and models.json")
     options = parser.parse_args()
     if options.page:
-        write_page(json.loads((HERE / "models.json").read_bytes()))
+        write_page(options.output, json.loads((options.output / "models.json").read_bytes()))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
+    for folder in (options.work, options.output):
+        folder.mkdir(parents=True, exist_ok=True)
     models = {
-        name: summary(evaluate(options.demo, options.output, name, options.tasks, options.limit))
+        name: summary(evaluate(options.demo, options.work, name, options.tasks, options.limit))
         for name in options.models
     }
     command = f"python experiments/evaluation/run.py --demo runs/demo --limit {options.limit}"
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     found = {"command": command, "machine": machine, "versions": versions(), "limit": options.limit, "models": models}
-    write_json(HERE / "models.json", found)
-    write_page(found)
-    plot(HERE / "models.png", models)
+    write_json(options.output / "models.json", found)
+    write_page(options.output, found)
+    plot(options.output / "models.png", models)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from scales import parse  # noqa: E402
-from trials import Trial, prepare, smooth, spread, train, write_results  # noqa: E402
+from trials import Trial, prepare, smooth, spread, train, where, write_results  # noqa: E402
 
 from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
 
@@ -46,8 +43,6 @@ ARMS = {
 def main() -> None:
     """Train what is not trained yet, and write results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int)
     parser.add_argument(
@@ -68,8 +63,7 @@ def main() -> None:
     results = {
         "command": f"python experiments/fp8_training/run.py --seeds {options.seeds} --arms "
         + " ".join(f"'{name}'" for name in options.arms),
-        "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        **where(),
         "model": dataclasses.asdict(model),
         "parameters": model.parameter_count(),
         "seeds": options.seeds,

@@ -160,8 +160,8 @@ def write(output: Path, results: dict, scale: Scale, books: Books) -> None:
 repair this, and \
 what does it cost on ordinary text?
 
-**Method.** A model of {shape.num_hidden_layers} layers, in which state-space layers alternate with attention layers with a window of \
-{shape.attention_window_size} (width {shape.hidden_size}, vocabulary {shape.vocab_size}), is trained for {results["first"]} steps of \
+**Method.** The model has {shape.num_hidden_layers} layers; state-space layers alternate with attention layers with a window of \
+{shape.attention_window_size} (width {shape.hidden_size}, vocabulary {shape.vocab_size}). It is trained for {results["first"]} steps of \
 {scale.rows} × {scale.length} tokens on phonebooks of 2 to 5 entries with numbers of {books.digits} digits, and for {results["steps"]} \
 steps on a mixture: half phonebooks, most of them with 2 to {books.kinds["long"][1]} entries, and half the bundled corpus. It is then \
 trained for \
@@ -195,8 +195,6 @@ def main() -> None:
     """Run what is missing and write everything anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, help="where runs and shards lie")
-    parser.add_argument("--output", type=Path, help="where results go")
     parser.add_argument("--first", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--more", type=int)

@@ -168,8 +168,6 @@ def main() -> None:
     """Run what is missing and write everything anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, help="where runs and shards lie")
-    parser.add_argument("--output", type=Path, help="where results go")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--tuning", type=int)
     parser.add_argument("--batches", type=int, default=20, help="of 8 rows of held-out text in each language")

@@ -388,8 +388,6 @@ def main() -> None:
         "--data", type=Path, help="folder that holds data/LANGUAGE/heldout (default: that of the model)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--sft-steps", type=int)
     parser.add_argument("--sft-rate", type=float)
     parser.add_argument("--dpo-steps", type=int)

@@ -335,8 +335,6 @@ def cached(path: Path, make: Callable[[], dict]) -> dict:
 def main() -> None:
     """Train and measure every arm and seed, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="Folder for data and runs.")
-    parser.add_argument("--output", type=Path, help="Folder for the results.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Random seeds.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="Arms to train.")
     parser.add_argument("--steps", type=int, help="Training steps.")

@@ -37,8 +37,6 @@ METHODS = {
 def main() -> None:
     """Runs what is not done yet, and writes results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--small-steps", type=int)
     parser.add_argument("--steps", type=int)

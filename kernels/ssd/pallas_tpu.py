@@ -117,7 +117,7 @@ def ssd_pallas_tpu(
         ImplementationError: x is neither bfloat16 nor float32, or the chunk size is not a multiple of 128.
     """
     if x.dtype not in (jnp.bfloat16, jnp.float32):
-        raise ImplementationError(f"ssd: x is {x.dtype}; pallas_tpu takes bfloat16 or float32")
+        raise ImplementationError(f"ssd: x has dtype {x.dtype}: pallas_tpu supports bfloat16 and float32")
     b, t, h = x.shape[:3]
     blocks = choose_blocks(b, h, B.shape[2], chunk_size)
     pad = -t % blocks.chunk

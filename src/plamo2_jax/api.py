@@ -42,7 +42,7 @@ def load(
     Use the result as a context manager, or call its `close` at the end.
 
     Args:
-        name: run folder, RUN@STEP, RUN@ema, folder of the public layout, folder of LoRA adapters, or address of an OpenAI-compatible
+        name: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format, folder of LoRA adapters, or address of an OpenAI-compatible
             server (http://HOST/v1 or https://HOST/v1).
         model: name of the model on a server.
         api_key_env: name of the environment variable with the API key of a server; None: no key.
@@ -59,7 +59,9 @@ def load(
     fields: dict[str, Any] = {"api_key_env": api_key_env, "template": template, "dtype": dtype}
     if model is not None:
         if not str(name).startswith(("http://", "https://")):
-            raise PlamoError(f"model={model!r} is for servers: leave it out with the folder {name}")
+            raise PlamoError(
+                f"model={model!r} is not allowed with the folder {name}: it applies only to servers. Remove it"
+            )
         fields["model"] = model
     return models.open(name, batch_size=batch_size, max_prompt_tokens=max_prompt_tokens, **fields)
 
@@ -175,7 +177,8 @@ def chat(
 
 
 def train_model(config: RunConfig | PathLike) -> TrainResult:
-    """Train a model, or resume its training, as `plamo2 pretrain`, `sft` and `dpo` do. The task of the config decides what is trained.
+    """Train a model, or resume its training, as `plamo2 pretrain`, `sft` and `dpo` do. The task of the config selects pretraining,
+    distillation, SFT or DPO.
 
     Ctrl-C and SIGTERM save a checkpoint and end the run; the same call resumes it. In a job of several processes, each one first calls
     `plamo2_jax.train.processes.join`.
@@ -218,13 +221,13 @@ def evaluate_model(
     """Evaluate a model on benchmark tasks and on held-out data. `plamo2 evaluate` has more settings, judges, comparisons and a report.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters.
+        model: run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters.
         tasks: names of benchmark tasks; `plamo2 evaluate --list` prints them.
         heldout: paths by name: folders of shards, or text or conversations in any format that `plamo2 data prepare` or `sft` reads.
         data: data of tasks that is not part of this package: paths by the name of the task.
-        limit: maximum number of items of each task, equally many of each group; None: all.
-        batch_size: number of texts that the model reads or writes together in tasks.
-        output: folder for the results of tasks, with all answers. A second call with this folder asks only what is missing. None: nothing
+        limit: maximum number of items of each task, the same number from each group; None: all.
+        batch_size: batch size of the model in tasks.
+        output: folder for the results of tasks, with all answers. A second call with this folder reuses the stored answers. None: nothing
             is written.
 
     Returns:
@@ -272,13 +275,13 @@ def convert_model(
     dtype: Literal["float32", "bfloat16"] | None = None,
     with_code: bool = False,
 ) -> ModelConfig:
-    """Convert a model between run folders, the public Hugging Face layout and GGUF files.
+    """Convert a model between run folders, Hugging Face format and GGUF files.
 
     Args:
-        source: run folder, RUN@STEP or RUN@ema; for `run`, a folder of the public layout; for `gguf`, either.
+        source: run folder, RUN@STEP or RUN@ema; for `run`, a folder in Hugging Face format; for `gguf`, either.
         output: folder or GGUF file to create: it must not exist, or must be an empty folder.
-        layout: hf: a folder with config.json and safetensors, for transformers, vLLM and others. run: a run folder of this project. gguf:
-            a file for llama.cpp, with the dtypes of a quantized model, or else float16. Needs the extra `gguf`.
+        layout: hf: Hugging Face format (config.json and safetensors), for transformers, vLLM and others. run: a run folder of this project.
+            gguf: a file for llama.cpp, with the dtypes of a quantized model, or else float16. Needs the extra `gguf`.
         dtype: dtype of the files of hf and run; None: the dtype of the source.
         with_code: hf: also write the model and its tokenizer as Python files for `trust_remote_code=True`.
 
@@ -286,15 +289,15 @@ def convert_model(
         The config of the model.
 
     Raises:
-        PlamoError: the source is no such model or is damaged, or the output is in the way.
+        PlamoError: the source is not a model or is damaged, or the output already exists.
     """
     if with_code and layout != "hf":
-        raise PlamoError(f"with_code is for the layout hf: leave it out with {layout}")
+        raise PlamoError(f"with_code is not allowed with layout={layout}: it applies only to hf. Remove it")
     if layout == "gguf":
         from plamo2_jax.convert.gguf import to_gguf
 
         if dtype is not None:
-            raise PlamoError(f"dtype={dtype} is for the layouts hf and run: leave it out with gguf")
+            raise PlamoError(f"dtype={dtype} is not allowed with layout=gguf: it applies only to hf and run. Remove it")
         return to_gguf(source, output).config
     if layout == "run":
         from plamo2_jax.convert.hf import from_public
@@ -322,8 +325,8 @@ def prune_model(
     """Prune a model to a smaller shape by importance on calibration data. `plamo2 prune` can also search shapes within a budget.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, or folder of the public layout.
-        output: folder of the public layout to create: it must not exist or must be empty.
+        model: run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format.
+        output: folder in Hugging Face format to create: it must not exist or must be empty.
         target: target shape: the sizes to change, such as {"hidden_size": 512}; a `ModelConfig`, a preset, a config.json or the folder of
             a model. Only the sizes are used.
         calibration: folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
@@ -337,8 +340,8 @@ def prune_model(
         The config of the pruned model. To train it further, use it as `init_from` of a `RunConfig`.
 
     Raises:
-        PlamoError: the model or the calibration data cannot be read, the target is no smaller shape of the model, or the output is in the
-            way.
+        PlamoError: the model or the calibration data cannot be read, the target is not a smaller shape of the model, or the output already
+            exists.
     """
     from plamo2_jax.surgery.prune.write import prune_model
     from plamo2_jax.surgery.shapes import read_shape, with_sizes
@@ -368,16 +371,17 @@ def merge_models(
     *,
     base: PathLike | None = None,
 ) -> None:
-    """Merge models of one shape and one tokenizer, tensor by tensor, into a folder of the public layout.
+    """Merge models with the same shape and the same tokenizer, tensor by tensor, into a folder in Hugging Face format.
 
     Args:
-        models: run folders, RUN@STEP or RUN@ema, or folders of the public layout.
+        models: run folders, RUN@STEP or RUN@ema, or folders in Hugging Face format.
         output: folder to create: it must not exist or must be empty.
         config: merge method and its settings; None: the mean of the weights.
         base: model that the others were trained from, for the methods that merge differences.
 
     Raises:
-        PlamoError: a model cannot be read, the models differ in shape or tokenizer, a setting is out of range, or the output is in the way.
+        PlamoError: a model cannot be read, the models differ in shape or tokenizer, a setting is out of range, or the output already
+            exists.
     """
     from plamo2_jax.surgery.merge.config import MergeConfig
     from plamo2_jax.surgery.merge.merge import merge
@@ -398,10 +402,10 @@ def quantize_model(
     calibration: CalibrationConfig | None = None,
     budget: int | None = None,
 ) -> str:
-    """Quantize the matrices of a model, and write a run folder. An interrupted call continues after the last finished layer.
+    """Quantize the matrices of a model, and write a run folder. An interrupted call resumes after the last finished layer.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, or folder of the public layout.
+        model: run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format.
         output: folder to create: it must not exist or must be empty.
         config: method, bits and exceptions; None: 8 bits, rounded to nearest.
         calibration: data for the methods that measure activations; None: bundled Japanese and English text.
@@ -433,7 +437,7 @@ def serve_model(
     Call this in the main thread.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters.
+        model: run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters.
         config: address, sizes and limits; None: port 8000 of this machine.
         name: name of the model for clients; None: the name of its folder.
         template: chat template; None: the model's own. A model without one has no chat endpoint.

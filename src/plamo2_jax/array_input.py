@@ -44,16 +44,16 @@ def read_npz(
         OSError: The file cannot be read.
     """
     if path.exists() and not path.is_file():  # Opening a pipe would block.
-        raise ArrayInputError(f"{path} is not a regular file")
+        raise ArrayInputError(f"{path} is not a regular file: it must be an .npz file")
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 if len(found) != len(archive.infolist()):
-                    raise ArrayInputError(f"{path} has two arrays of the same name")
+                    raise ArrayInputError(f"{path} has two arrays with the same name: names must be unique")
                 if required not in found:
                     listed = ", ".join(sorted(found)[:10])[:200] or "none"
-                    raise ArrayInputError(f"{path} has no array {required}: it has only {listed}")
+                    raise ArrayInputError(f"{path} has no array {required}: its arrays are {listed}")
                 names = (required, *(name for name in optional if name in found))
                 return {name: _read(path, archive, name, found[name], max_bytes) for name in names}
         except ArrayInputError:

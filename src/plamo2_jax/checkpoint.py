@@ -242,12 +242,12 @@ def check_params(
     metadata = read_metadata(path)
     stored, wanted = _shapes(metadata), _shapes(abstract_params)
     if missing := sorted(wanted.keys() - stored.keys()):
-        raise CheckpointError(f"{path} lacks {len(missing)} tensor(s) of this model: {_some(missing)}")
+        raise CheckpointError(f"{path} does not have {len(missing)} tensor(s) of this model, such as {_some(missing)}")
     if extra := sorted(stored.keys() - wanted.keys()):
         raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model does not have: {_some(extra)}")
     for name, shape in wanted.items():
         if stored[name] != shape:
-            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}: in this model it must be {shape}")
+            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}: this model requires {shape}")
     return metadata
 
 
@@ -259,7 +259,10 @@ def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: s
     """
     path = step_folder(folder, step) / item
     if item == EMA and not path.is_dir():
-        raise CheckpointError(f"{path.parent} has no {EMA}: only runs with ema_decay keep a moving average")
+        raise CheckpointError(
+            f"{path.parent} has no {EMA}: only runs with ema_decay store a moving average. Use the checkpoint "
+            "without @ema"
+        )
     return path
 
 
@@ -284,7 +287,8 @@ def require_model(folder: str | os.PathLike[str]) -> None:
     """Raise CheckpointError if a run folder holds adapters or a quantized model instead of a model."""
     if is_quantized(folder):
         raise CheckpointError(
-            f"{folder} holds a quantized model: this command needs one in float32 or bfloat16. Use the model that was quantized"
+            f"{folder} holds a quantized model: this command needs a float32 or bfloat16 model. Use the model "
+            "before quantization"
         )
     if lora_of(read_config(folder)):
         raise CheckpointError(
@@ -303,8 +307,8 @@ def check_size(
     found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(read_metadata(path)))
     if found != (wanted := config.parameter_count()):
         raise CheckpointError(
-            f"{located(folder) / CONFIG} describes a model of {wanted:,} parameters, but {path} holds {found:,}: both must belong to the "
-            "same model"
+            f"{located(folder) / CONFIG} describes a model with {wanted:,} parameters, but {path} has "
+            f"{found:,}: both must belong to the same model"
         )
 
 
@@ -333,7 +337,8 @@ def _verify_together(folder: Path, item: str) -> None:
 def _refuse_damage(folder: Path, damage: str | None) -> None:
     if damage is not None:
         raise CheckpointError(
-            f"{folder} is damaged: {damage}. Restore it from a copy, or delete {manifest.MANIFEST} if you changed a file on purpose"
+            f"{folder} is damaged: {damage}. Restore it from a backup, or delete {manifest.MANIFEST} if you "
+            "changed a file on purpose"
         )
 
 
@@ -346,7 +351,10 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     """
     found = steps(folder)
     if not found:
-        raise CheckpointError(f"{folder} has no finished checkpoint in {located(folder) / CHECKPOINTS}")
+        raise CheckpointError(
+            f"{folder} has no finished checkpoint in {located(folder) / CHECKPOINTS}: train the run until its "
+            "first checkpoint, or choose another run"
+        )
     if step is not None and step not in found:
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}: it has {', '.join(map(str, found))}"

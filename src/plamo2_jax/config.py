@@ -76,33 +76,33 @@ class ModelConfig:
     """
 
     hidden_size: int = 4096
-    """Width of the residual stream."""
+    """Width of the residual stream (hidden size)."""
     num_hidden_layers: int = 32
-    """Number of layers, Mamba and attention layers together."""
+    """Number of layers, including Mamba and attention layers."""
     intermediate_size: int = 13312
     """Width of the gated MLP."""
     num_attention_heads: int = 32
-    """Query heads of an attention layer."""
+    """Number of query heads of an attention layer."""
     num_key_value_heads: int = 4
-    """Key/value heads; query head h reads key/value head h // (heads / kv_heads)."""
+    """Number of key/value heads (grouped-query attention). It must divide num_attention_heads."""
     hidden_size_per_head: int = 128
-    """Width of a head, in attention and Mamba layers."""
+    """Size of a head, in attention and Mamba layers."""
     mamba_num_heads: int = 64
-    """Heads of a Mamba layer."""
+    """Number of heads of a Mamba layer."""
     mamba_d_state: int = 64
-    """State size per channel."""
+    """State size of the scan per channel."""
     mamba_d_conv: int = 4
-    """Taps of the depthwise causal convolution."""
+    """Kernel size of the depthwise causal convolution."""
     mamba_step: int = 2
     """Period of the layer pattern: layer i is attention where i mod step == step // 2."""
     mamba_chunk_size: int = 256
-    """Chunk length of the scan in public checkpoints; results do not depend on it."""
+    """Chunk length of the scan in published checkpoints. Results do not depend on it."""
     mamba_enabled: bool = True
-    """If false, every layer is an attention layer."""
+    """Use Mamba layers. Use Mamba layers. If false, every layer is an attention layer."""
     attention_window_size: int = 2048
-    """Number of past tokens that a windowed attention layer sees, besides the token itself."""
+    """Number of past tokens that a windowed attention layer attends to, in addition to the token itself."""
     full_attention_idx: tuple[int, ...] = ()
-    """Attention layers with full attention."""
+    """Indices of the attention layers with full attention."""
     rope_theta: float = 10000.0
     """RoPE base of the layers in full_attention_idx."""
     rope_local_theta: float | None = None
@@ -110,13 +110,13 @@ class ModelConfig:
     vocab_size: int = 32000
     """Number of rows of the embedding."""
     tie_word_embeddings: bool = True
-    """Whether the logits use the embedding matrix."""
+    """Use the embedding matrix also as the output head."""
     rms_norm_eps: float = 1e-6
     """Epsilon of the block norms and of the B/C/dt norms."""
     max_position_embeddings: int = 10485760
-    """Kept from the public config; RoPE has no limit."""
+    """Kept from the public config.json. RoPE itself has no limit."""
     initializer_range: float = 0.02
-    """Standard deviation of linear and embedding weights at initialisation."""
+    """Standard deviation of linear and embedding weights at initialization."""
     bos_token_id: int | None = 1
     """Id of the token at the beginning of a document."""
     eos_token_id: int | tuple[int, ...] | None = 2
@@ -129,7 +129,12 @@ class ModelConfig:
             value = getattr(self, name)
             allowed = "a positive integer" if smallest == 1 else f"an integer of at least {smallest}"
             require(self, name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
-        require(self, "hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
+        require(
+            self,
+            "hidden_size_per_head",
+            self.hidden_size_per_head % 2 == 0,
+            "even, because RoPE rotates pairs of channels",
+        )
         heads = self.num_attention_heads
         allowed = f"a divisor of num_attention_heads={heads}"
         require(self, "num_key_value_heads", heads % self.num_key_value_heads == 0, allowed)

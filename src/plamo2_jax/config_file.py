@@ -22,7 +22,7 @@ def load_config(path: Path, kind: type = object, such_as: str = "configs/demo.py
     """
     found = run_config_file(path, such_as, name).get(name)
     if found is None or (kind is not object and type(found) is not kind):
-        raise PlamoError(f"{path} must set `{name}` to a {kind.__name__}; it sets it to {type(found).__name__}")
+        raise PlamoError(f"{path} must set `{name}` to a {kind.__name__}, but its type is {type(found).__name__}")
     return found
 
 

@@ -34,7 +34,7 @@ class Journal:
         # A link is refused, because cutting off invalid lines would shorten a file elsewhere.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise PlamoError(
-                f"{path} is not a regular file: a journal must be one. Remove it, or give another --output"
+                f"{path} is not a regular file: a journal must be a regular file. Remove it, or choose another --output"
             )
         self.entries: dict[str, Mapping[str, Any]] = {}
         """Entries by id."""

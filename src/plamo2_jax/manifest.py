@@ -2,7 +2,7 @@
 
 Orbax and TensorStore detect missing and truncated files, but not every changed byte. So training checkpoints, and run folders written by
 `checkpoint.save_model`, have a manifest.json with the size and BLAKE2b digest of every file. Folders without a manifest (from an older
-version) are read without this check. Folders of the public layout have no checksums, because safetensors has no field for them.
+version) are read without this check. Folders in Hugging Face format have no checksums, because safetensors has no field for them.
 """
 
 from __future__ import annotations

@@ -95,4 +95,4 @@ def _check_regular(path: Path, error: type[ValueError]) -> None:
 
 def _refusal(path: str | os.PathLike[str]) -> str:
     target = os.path.realpath(path)
-    return f"{path} is a symbolic link out of its folder, to {target}. Copy the files themselves (cp -L) and try again"
+    return f"{path} is a symbolic link out of its folder, to {target}. Copy the file itself (cp -L) and try again"

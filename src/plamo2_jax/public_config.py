@@ -1,7 +1,7 @@
 """The keys of a public config.json: which are read, which do not affect the network, and which are refused.
 
-A key that changes what the network computes is read or refused by name, never ignored. `model_fields` returns the arguments of
-`ModelConfig`; every other key must be in one of the tables below, or be switched off (null, false or empty).
+A key that affects the computation is read, or raises an error that names the key. It is never ignored. `model_fields` returns the arguments
+of `ModelConfig`; every other key must be in one of the tables below, or be switched off (null, false or empty).
 
 Sources of the key lists: the configuration class of pfnet/plamo-2-*, `PreTrainedConfig`, `RotaryEmbeddingConfigMixin` and
 `GenerationConfig` of transformers 4.57 and 5.24.
@@ -87,7 +87,7 @@ _HARMLESS_BY_REASON = {
         temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config""",
 }
 _HARMLESS = frozenset(name for names in _HARMLESS_BY_REASON.values() for name in names.split())
-"""Keys that do not change what the network computes."""
+"""Keys that do not affect the computation."""
 
 _LAYERS = {
     "mamba": ("mamba",),
@@ -114,8 +114,8 @@ def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str,
             _require_only(key, value)
         elif not (key in names or key in _READ or key in _HARMLESS or key in _ONLY or _is_off(value)):
             raise PlamoError(
-                f"{_shown_key(key)}={shown(value)} is not supported: the network does not know this key. Remove it if it does not "
-                "change what the network computes"
+                f"{_shown_key(key)}={shown(value)} is not supported: the key is unknown. Remove it if it does "
+                "not change the results of the network"
             )
     fields = {key: value for key, value in values.items() if key in names}
     for name in ("full_attention_idx", "rope_theta", "rope_local_theta"):

@@ -70,7 +70,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically. Of two concurrent writers, the later one wins. An OSError names the path, also if the disk is full."""
+    """Write a file atomically. With two concurrent writers, the later one wins. An OSError names the path, also if the disk is full."""
     if is_remote(path):
         path.write_bytes(content)  # An object in a bucket appears only when it is complete.
         return
@@ -158,7 +158,7 @@ def new_parents(path: Path) -> Iterator[None]:
 def require_empty(folder: Path) -> None:
     """Raise PlamoError unless a folder does not exist or is empty. Call this before any work is done."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise PlamoError(f"{folder} exists already: the folder must not exist or must be empty. Choose another folder")
+        raise PlamoError(f"{folder} already exists: it must not exist, or it must be empty. Choose another folder")
 
 
 @contextlib.contextmanager
@@ -296,7 +296,7 @@ def _move_into_place(partial: Path, path: Path, replace: bool) -> None:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            message = f"{path} exists already: another process created it meanwhile. Choose another path"
+            message = f"{path} already exists: another process created it in the meantime. Choose another path"
             raise PlamoError(message) from error
         raise
     shutil.rmtree(old, ignore_errors=True)

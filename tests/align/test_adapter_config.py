@@ -125,14 +125,14 @@ REFUSED = {
     **{
         f"a base changed by {start}": (
             {"init_lora_weights": start},
-            f"init_lora_weights='{start}'.* base whose weights were changed",
+            f"init_lora_weights='{start}'.* base with modified weights",
         )
         for start in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga")
     },
     "an unknown start": ({"init_lora_weights": "new"}, "init_lora_weights='new'"),
     "modules left out": (
         {"target_modules": ["q_proj"]},
-        "o_proj, which target_modules of adapter_config.json leaves out",
+        "o_proj, which target_modules in adapter_config.json does not include",
     ),
     "targets of numbers": ({"target_modules": [3]}, r"target_modules=\[3\]"),
     **{
@@ -154,9 +154,9 @@ REFUSED = {
                 "base_model.model.model.layers.layers.1.mlp.down_proj.lora_A.weight": np.ones((2, 32), np.float32)
             }
         },
-        "down_proj.lora_A.weight alone",
+        "has only the tensor .*down_proj.lora_A.weight of an adapter",
     ),
-    "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "belongs to no matrix"),
+    "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "does not belong to a matrix"),
     "not finite": (
         {"tensors": {f"base_model.model.{MODULE}.lora_B.weight": np.full((32, 2), np.nan, np.float32)}},
         "the adapter of model.layers.layers.1.mixer.o_proj holds NaN or infinity",

@@ -58,9 +58,9 @@ def test_finished_and_the_mean():
     ("rules", "message"),
     [
         ([], "must be an object"),
-        ({"lenght": 3}, "'lenght' is unknown; it must be one of language, characters, matches"),
-        ({"language": "fr"}, "language='fr' is not allowed; it must be 'ja' or 'en'"),
-        ({"characters": [5, 3]}, r"characters=\[5, 3\] is not allowed; it must be \[least, most\]"),
+        ({"lenght": 3}, "'lenght' is unknown: it must be one of language, characters, matches"),
+        ({"language": "fr"}, "language='fr' is not allowed: it must be 'ja' or 'en'"),
+        ({"characters": [5, 3]}, r"characters=\[5, 3\] is not allowed: it must be \[least, most\]"),
         ({"characters": [True, 3]}, "not allowed"),
         ({"matches": "("}, "must be a regular expression"),
         ({"contains": []}, "none of them empty"),

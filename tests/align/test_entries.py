@@ -162,7 +162,7 @@ def test_a_file_that_is_missing_is_made_anew(name, config):
 def test_a_configuration_that_is_none_is_refused(content, message, config):
     (config.output / "config.json").write_text(content)
     with pytest.raises(
-        ValueError, match=f"config.json {message}.*; give another --output, or --again to make it anew$"
+        ValueError, match=f"config.json {message}.*; choose another --output, or add --again to start over$"
     ) as refused:
         make_preference_data(config)
     assert len(str(refused.value)) < 400
@@ -186,7 +186,7 @@ def test_a_folder_in_place_of_the_journal_is_refused(tmp_path):
 
 def test_links_to_files_elsewhere_are_neither_read_nor_written(config, tmp_path):
     before, elsewhere = whole(config.output), tmp_path / "elsewhere"
-    for name, message in {"config.json": "is a link", "journal.jsonl": "is not a regular file"}.items():
+    for name, message in {"config.json": "is a symbolic link", "journal.jsonl": "is not a regular file"}.items():
         content = (config.output / name).read_bytes()
         elsewhere.write_text("not an entry\n")
         (config.output / "report.json").unlink()

@@ -230,7 +230,7 @@ def test_marks_leave_the_tokens_alone(tokenizer, template):
 def test_a_conversation_without_trained_messages_is_bad():
     with pytest.raises(UnreadableRecord) as raised:
         to_conversation({"messages": [ASK, END | {"weight": 0}]}, "x")
-    assert "marked not to be trained on" in raised.value.detail
+    assert "are marked as not trained" in raised.value.detail
 
 
 def test_truncation_keeps_a_message_to_train_on(tokenizer, template):
@@ -250,7 +250,7 @@ def test_a_template_must_mark_each_message(tokenizer):
     conversation = to_conversation({"messages": [ASK, END, END | {"weight": 0}]}, "x")
     with pytest.raises(UnreadableRecord) as raised:
         encode_conversation(conversation, ChatTemplate(both), tokenizer, 100, "refuse")
-    assert "marks 1 texts for 2 messages" in raised.value.detail
+    assert "marks 1 passages for 2 messages" in raised.value.detail
 
 
 def test_marks_of_an_answer_count_in_preferences(tokenizer, template):

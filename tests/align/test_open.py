@@ -70,16 +70,16 @@ def test_adapters_are_added_to_the_base_of_their_run(run, small, small_params, a
 
 def test_the_base_must_be_there_and_be_the_one_of_training(run, small, small_params, tokenizer):
     shutil.rmtree(run.init_from)
-    with pytest.raises(ValueError, match=r"holds adapters to .*base, which cannot be opened: .* plamo2 lora MODEL"):
+    with pytest.raises(ValueError, match=r"has adapters for .*base, which cannot be opened: .* plamo2 lora MODEL"):
         open_model(run.folder)
     checkpoint.save_model(
         run.init_from, small.config, {**small_params, "embedding": 2 * small_params["embedding"]}, tokenizer
     )
-    with pytest.raises(ValueError, match=r"adapters to an earlier state of .*base: its weights have changed"):
+    with pytest.raises(ValueError, match=r"adapters for an earlier version of .*base, whose weights have changed"):
         open_model(run.folder)
     described = checkpoint.read_config(run.folder)
     checkpoint.write_json(run.folder / "config.json", {**described, "init_from": None})
-    with pytest.raises(ValueError, match=r"init_from must name the base of the adapters, not 'None'"):
+    with pytest.raises(ValueError, match=r"init_from is 'None': it must be the base model of the adapters"):
         open_model(run.folder)
 
 
@@ -87,7 +87,9 @@ def test_a_peft_folder_without_a_base_here_names_the_verb(run, tmp_path):
     adapter = write_run_adapter(run.folder)
     about = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**about, "base_model_name_or_path": "someone/model"}))
-    with pytest.raises(ValueError, match=r"base, 'someone/model', is no folder here\. plamo2 lora MODEL"):
+    with pytest.raises(
+        ValueError, match=r"base, 'someone/model', is not a folder on this machine\. .* plamo2 lora MODEL"
+    ):
         open_model(adapter)
 
 
@@ -183,7 +185,7 @@ def test_the_public_layout_adapters_and_shards_are_described(run, base, texts, s
     assert main(["convert", "to-hf", str(base), str(tmp_path / "public")]) == 0
     capsys.readouterr()
     _, public = inspect(capsys, tmp_path / "public", "--tensors")
-    assert public["kind"] == "folder of the public layout"
+    assert public["kind"] == "folder in Hugging Face format"
     _, ours = inspect(capsys, base)
     assert {**public["parameters"]} == ours["parameters"]
     assert "model.embed_tokens.weight" in {tensor["name"] for tensor in public["tensors"]}

@@ -118,7 +118,7 @@ def test_a_complete_folder_is_left_alone_and_another_configuration_refused(done)
     assert make_preference_data(config) == report
     assert before == {name: (config.output / name).stat().st_mtime_ns for name in OUTPUTS}
     with pytest.raises(
-        ValueError, match=r"another configuration \(samples: 3, not 4\); give another --output, or --again"
+        ValueError, match=r"a different configuration \(samples: 3, not 4\); choose another --output, or add --again"
     ):
         make_preference_data(dataclasses.replace(config, samples=3))
     # Where a model is reached changes no answer.
@@ -133,7 +133,7 @@ def test_other_prompts_are_refused_and_made_anew_when_asked(make_config, prompts
     config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(path,))
     make_preference_data(config)
     path.write_text("".join(some[:3]), encoding="utf-8")
-    with pytest.raises(ValueError, match="of other prompts than are in the files now"):
+    with pytest.raises(ValueError, match="for different prompts: the prompt files have changed"):
         make_preference_data(config)
     assert make_preference_data(config, again=True)["prompts"] == 3
 
@@ -164,10 +164,10 @@ def test_a_folder_from_before_the_renaming_resumes(done, tmp_path, capsys):
     for name in ("answers.jsonl", "pairs.jsonl", "heldout.jsonl"):
         assert (old.output / name).read_bytes() == (config.output / name).read_bytes()
     other = dataclasses.replace(old, policy=dataclasses.replace(old.policy, batch_size=16))
-    with pytest.raises(ValueError, match=r"another configuration \(policy\.batch_size: 16, not 8\)"):
+    with pytest.raises(ValueError, match=r"a different configuration \(policy\.batch_size: 16, not 8\)"):
         make_preference_data(other)
     assert main(["prefer"]) == 2
-    assert "warning: the verb prefer is now called preference-data" in capsys.readouterr().err
+    assert "warning: the command prefer is now called preference-data" in capsys.readouterr().err
 
 
 def test_a_journal_cut_anywhere_leads_to_the_same_bytes(done, make_config, tmp_path):
@@ -334,10 +334,10 @@ def test_prompts_of_every_form(write_lines):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "a", "rules": {"lang": "ja"}}, "line 2: the rule 'lang' is unknown; it must be one of"),
+        ({"prompt": "a", "rules": {"lang": "ja"}}, "line 2: the rule 'lang' is unknown: it must be one of"),
         ({"prompt": "a", "rules": {"language": "fr"}}, "line 2: the rule language='fr' is not allowed"),
         ({"prompt": "a", "rules": []}, "line 2: rules must be an object"),
-        ({"text": "a"}, r"line 2: no prompt \(neither a field prompt nor messages; it must have one of"),
+        ({"text": "a"}, r"line 2: no prompt \(neither a field prompt nor messages: a record must have one of"),
         ({"prompt": ""}, "line 2: empty message"),
         ({"prompt": [{"role": "system", "content": "a"}]}, "line 2: no question"),
         ({"prompt": "a", "id": 3}, r"line 2: bad id \(3; it must be a text"),
@@ -442,7 +442,7 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
         iterate(config)
     (config.output / "config.json").write_bytes(written)
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
-    with pytest.raises(ValueError, match=r"rounds of another configuration \(steps: 3, not 2\)"):
+    with pytest.raises(ValueError, match=r"rounds of a different configuration \(steps: 3, not 2\)"):
         iterate(other)
     written = (config.output / "config.json").read_text(encoding="utf-8")
     (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"train": 1}), encoding="utf-8")

@@ -145,13 +145,13 @@ def test_a_policy_equal_to_its_reference_has_no_margin(measured):
 def test_what_was_written_is_checked(stored, tokenizer, tmp_path):
     store = ReferenceLogProbs.open(stored.task.reference_log_probs)
     store.check(store.manifest["reference"], tokenizer.fingerprint)
-    with pytest.raises(ReferenceLogProbsError, match=r"was written for the reference .* not for this run's other"):
+    with pytest.raises(ReferenceLogProbsError, match=r"was written for the reference .* but this run uses other"):
         store.check("other", tokenizer.fingerprint)
     with pytest.raises(ReferenceLogProbsError, match="was written for the tokenizer"):
         store.check(store.manifest["reference"], "other")
     rows = dataclasses.replace(stored.data, sequence_length=400)
     other = with_task(dataclasses.replace(stored, data=rows), pairs=PairsConfig(template="translate"))
-    with pytest.raises(ReferenceLogProbsError, match="holds nothing for these pairs"):
+    with pytest.raises(ReferenceLogProbsError, match="has no log-probabilities for these pairs"):
         source_of(other, tokenizer)
     with pytest.raises(ReferenceLogProbsError, match=r"it has no manifest.json"):
         ReferenceLogProbs.open(tmp_path)
@@ -353,7 +353,10 @@ def test_losses_without_reference_load_none(make_config, small, tokenizer):
     ("changes", "message"),
     [
         ({"init_from": None}, "given without init_from"),
-        ({"preference": PreferenceConfig(losses=("simpo",)), "reference": "x"}, "none where no loss reads a reference"),
+        (
+            {"preference": PreferenceConfig(losses=("simpo",)), "reference": "x"},
+            "None, because no loss uses a reference",
+        ),
     ],
 )
 def test_settings_out_of_range(make_config, changes, message):

@@ -271,7 +271,7 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
 
 def test_control_strings_in_samples_are_named(make_config, tmp_path, capsys):
     SampleWriter(make_config("x", output=tmp_path), SamplesConfig(("a?", "<|plamo:op|>a"), max_new_tokens=8), "chat")
-    assert "warning: <|plamo:op|> in samples.prompts[1] is read as text" in capsys.readouterr().err
+    assert "warning: <|plamo:op|> in samples.prompts[1] is encoded as text" in capsys.readouterr().err
 
 
 def test_a_run_in_use_is_refused(make_config, tmp_path):
@@ -283,5 +283,5 @@ def test_a_run_in_use_is_refused(make_config, tmp_path):
 
 def test_a_model_of_another_shape_is_refused(base, small):
     other = Plamo2(dataclasses.replace(small.config, intermediate_size=16))
-    with pytest.raises(ValueError, match="holds a model of another shape than this run's `model`"):
+    with pytest.raises(ValueError, match="has a different shape than `model` of this run"):
         load_params(base, other.config, None)

@@ -186,7 +186,7 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path, capsys):
     assert main(command) == 2
     assert "the models of the server cannot be listed (connection)" in capsys.readouterr().err
     assert main([*command, "--model", "m"]) == 2
-    assert "the warm-up request fails (connection)" in capsys.readouterr().err
+    assert "the warm-up request failed (connection)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -275,7 +275,7 @@ def test_the_wait_before_sending_counts():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--rate", "1", "--concurrency", "2"], "--rate and --concurrency exclude each other"),
+        (["--rate", "1", "--concurrency", "2"], "--rate and --concurrency cannot be combined"),
         (["--rate", "0"], "BenchConfig.rate=0.0 is not allowed"),
         (["--requests", "0"], "BenchConfig.requests=0 is not allowed"),
         (["--slo-itl", "-1"], "BenchConfig.slo_itl=-1.0 is not allowed"),

@@ -1,4 +1,4 @@
-"""Folders of the public layout to read."""
+"""Folders in Hugging Face format to read."""
 
 from pathlib import Path
 

@@ -236,7 +236,7 @@ DAMAGED = {
     "NaN as a scale": ("out_proj.weight_scale", lambda x: np.full_like(x, np.nan), "not positive and finite"),
     "packed floats": ("out_proj.weight_packed", lambda x: x.astype(np.float32), "has dtype F32: it must be I32"),
     "another shape": ("out_proj.weight_shape", lambda x: x + 1, "weight_shape is .*: it must be"),
-    "no scale": ("out_proj.weight_scale", lambda x: None, "lacks 1 tensor"),
+    "no scale": ("out_proj.weight_scale", lambda x: None, "does not have 1 tensor"),
 }
 
 
@@ -254,7 +254,7 @@ def test_damaged_tensors_are_refused(case, written, tmp_path):
 
 def test_commands_for_float_models_refuse_it(written, tmp_path, capsys):
     folder = rewritten(tmp_path / "public", *written)
-    with pytest.raises(ValueError, match="holds a quantized model: this command needs one in float32"):
+    with pytest.raises(ValueError, match="holds a quantized model: this command needs a float32"):
         load_model(folder)
     assert main(["merge", "--method", "linear", str(folder), str(folder), str(tmp_path / "out")]) == 2
     assert "holds a quantized model" in capsys.readouterr().err

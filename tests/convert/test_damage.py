@@ -57,7 +57,7 @@ def link_out(path):
 
 
 SINGLE = {
-    "missing tensor": (lambda f, t: resave(f, without(t, D)), rf"lacks 1 tensor\(s\) .*: {D}"),
+    "missing tensor": (lambda f, t: resave(f, without(t, D)), rf"does not have 1 tensor\(s\) .*: {D}"),
     "extra tensor": (lambda f, t: resave(f, {**t, "mixer.E": np.ones(2)}), "dtype F64"),
     "unknown tensor": (
         lambda f, t: resave(f, {**t, "mixer.E": np.ones(2, np.float32)}),
@@ -65,11 +65,11 @@ SINGLE = {
     ),
     "misshapen tensor": (
         lambda f, t: resave(f, {**t, D: np.ones(9, np.float32)}),
-        rf"tensor {D} has shape \[9\]; by config.json it must be \[8\]",
+        rf"tensor {D} has shape \[9\]; config.json requires \[8\]",
     ),
     "transposed tensor": (
         lambda f, t: resave(f, {**t, "model.embed_tokens.weight": t["model.embed_tokens.weight"].T.copy()}),
-        r"model.embed_tokens.weight has shape \[32, 864\]; by config.json it must be \[864, 32\]",
+        r"model.embed_tokens.weight has shape \[32, 864\]; config.json requires \[864, 32\]",
     ),
     "wrong dtype": (
         lambda f, t: resave(f, {**t, D: np.ones(8, np.int32)}),
@@ -134,7 +134,7 @@ SINGLE = {
     ),
     "tied by config, untied file of another width": (
         lambda f, t: change_config(f, vocab_size=800),
-        r"embed_tokens.weight has shape \[864, 32\]; by config.json it must be \[800, 32\]",
+        r"embed_tokens.weight has shape \[864, 32\]; config.json requires \[800, 32\]",
     ),
     "only a pickle": (
         lambda f, t: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -182,11 +182,11 @@ SHARDED = {
     ),
     "tensor the index lacks": (
         lambda f, t: edit_index(f, lambda w: w.pop(D)),
-        f"has tensor {D}, which model.safetensors.index.json does not list",
+        f"has the tensor {D}, which model.safetensors.index.json does not list",
     ),
     "tensor a shard lacks": (
         lambda f, t: save_file(without(dict(list(t.items())[0::3]), "model.embed_tokens.weight"), f / FIRST),
-        f"{FIRST} lacks tensor model.embed_tokens.weight, which model.safetensors.index.json lists there",
+        f"{FIRST} does not have the tensor model.embed_tokens.weight, but model.safetensors.index.json lists it there",
     ),
     "index misplaces a tensor": (
         lambda f, t: edit_index(f, lambda w: w.update({D: next(x for x in (FIRST, SECOND) if x != w[D])})),
@@ -226,7 +226,7 @@ def test_a_tokenizer_with_more_rows_than_the_model(tmp_path, golden_tokenizer):
 def test_an_output_in_use_is_not_touched(public, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes").write_text("mine")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         from_public(public, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes"]
 
@@ -244,7 +244,7 @@ def test_a_write_that_fails_midway_leaves_nothing(public, tmp_path):
 
 
 def test_folders_of_the_other_kind_are_named(public, tmp_path):
-    with pytest.raises(ConvertError, match="already has the public layout"):
+    with pytest.raises(ConvertError, match="is already a folder in Hugging Face format"):
         to_public(public, tmp_path / "out")
     from_public(public, tmp_path / "run")
     with pytest.raises(ConvertError, match="is already a run folder"):

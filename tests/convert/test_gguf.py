@@ -46,7 +46,7 @@ def normal_tensors(config=CONFIG, dtype="float32"):
 
 @pytest.fixture
 def model(tmp_path, golden_tokenizer):
-    """A folder of the public layout with tokenizer and chat template."""
+    """A folder in Hugging Face format with tokenizer and chat template."""
     folder = write_sharded(tmp_path / "model", normal_tensors(), CONFIG)
     (folder / "tokenizer.jsonl").write_bytes(golden_tokenizer.read_bytes())
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -365,7 +365,7 @@ def refusal(tmp_path, source, **options):
 def test_refusals(tmp_path, model, golden_tokenizer):
     assert "1 to 1,073,741,824" in refusal(tmp_path, model, context_length=0)
     assert "has no steps" in refusal(tmp_path, model, step=3)
-    with pytest.raises(ConvertError, match="exists already"):
+    with pytest.raises(ConvertError, match="already exists"):
         to_gguf(model, model / "config.json")
     (model / "tokenizer.jsonl").rename(model / "other")
     assert "has no tokenizer.jsonl" in refusal(tmp_path, model)
@@ -392,7 +392,7 @@ def test_values_that_no_file_can_hold(tmp_path, golden_tokenizer, value, kind, m
 
 def test_eight_bits_do_not_become_four(tmp_path, even_params):
     params = quantized(even_params, 8, 32)
-    with pytest.raises(ConvertError, match="quantize them twice"):
+    with pytest.raises(ConvertError, match="they would be quantized twice"):
         write_gguf(tmp_path / "model.gguf", EVEN, params, byte_tokenizer(), kind="q4_0")
     scale = params["embedding"].scales.at[3, 0].set(jnp.nan)
     params["embedding"] = params["embedding"].replace(scales=scale)

@@ -38,5 +38,5 @@ def test_a_folder_of_neither_kind(tmp_path):
     with pytest.raises(ConvertError, match=r"has no file config\.json"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"name": "demo"}))
-    with pytest.raises(ConvertError, match='describes no model: it must have the key "model"'):
+    with pytest.raises(ConvertError, match='does not describe a model: it must have the key "model"'):
         load_model(tmp_path)

@@ -79,7 +79,7 @@ def bad(tokens, segment_ids):
         return array
 
     return {
-        "no tokens": ({"ids": tokens}, "in.npz has no array tokens: it has only ids"),
+        "no tokens": ({"ids": tokens}, "in.npz has no array tokens: its arrays are ids"),
         "floats": ({"tokens": tokens.astype(np.float32)}, "tokens must be integers, not float32"),
         "float segments": (
             {"tokens": tokens, "segment_ids": segment_ids * 1.0},
@@ -93,7 +93,7 @@ def bad(tokens, segment_ids):
         ),
         "id too large": (
             {"tokens": at(tokens, 256)},
-            "tokens[2, 5] is 256: it must be from 0 to 255 (1 value(s) are not)",
+            "tokens[2, 5] is 256: it must be from 0 to 255 (1 value(s) are out of range)",
         ),
         "id negative": ({"tokens": at(tokens, -1)}, "tokens[2, 5] is -1: it must be from 0 to 255"),
         "segment negative": ({"tokens": tokens, "segment_ids": at(segment_ids, -1)}, "segment_ids[2, 5] is -1"),

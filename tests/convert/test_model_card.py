@@ -79,7 +79,7 @@ def test_without_statements_and_at_an_older_step(run):
     assert not {"license", "base_model"} & head.keys()
     assert head["library_name"] == "plamo2-jax"
     assert "Evaluation" not in body
-    assert "No licence" in body
+    assert "The licence of the weights is not specified." in body
     assert "plamo2 chat ." in body
     assert "trust_remote_code" not in body
 

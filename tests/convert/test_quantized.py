@@ -155,7 +155,7 @@ def test_verbs_that_read_a_model(folders, tmp_path, capsys):
     assert main(["evaluate", folder, *heldout]) == 0
     assert main(["inspect", folder]) == 0
     assert "quantized run folder" in (text := capsys.readouterr().out)
-    assert "1 matrices float8 with 1 scale an output and float8 activations" in text
+    assert "1 matrices float8 with 1 scale per output and float8 activations" in text
 
 
 def test_verbs_that_need_float_weights_refuse(folders, tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_verbs_that_need_float_weights_refuse(folders, tmp_path, capsys):
         ["extend", folder, str(tmp_path / "out"), "--window", "128"],
     ):
         assert main(argv) == 2
-        assert "holds a quantized model: this command needs one in float32 or bfloat16" in capsys.readouterr().err
+        assert "holds a quantized model: this command needs a float32 or bfloat16 model" in capsys.readouterr().err
     for read in (load_model, open_source):
         with pytest.raises(PlamoError, match="holds a quantized model"):
             read(folder)
@@ -177,7 +177,7 @@ def test_verbs_that_need_float_weights_refuse(folders, tmp_path, capsys):
 
 
 def test_a_second_writer_and_a_wrong_tree_are_refused(folders, uniform, tmp_path):
-    with pytest.raises(PlamoError, match="exists already"):
+    with pytest.raises(PlamoError, match="already exists"):
         save(folders["uniform"], uniform)
     with pytest.raises(ConvertError, match="parameter embedding is missing"):
         save(tmp_path / "out", {name: leaf for name, leaf in uniform.items() if name != "embedding"})
@@ -284,7 +284,7 @@ HOSTILE = {
             config_change(lambda q: q["tensors"][OUT4].update(zero_points=True))(folder),
             tensor_change(f"{OUT4}.scales", lambda a: a, zero_points=f"{OUT4}.zero_points")(folder),
         ),
-        "holds a zero point out of range: those of int4 must be from -8 to 7",
+        "holds a zero point out of range: zero points of int4 must be from -8 to 7",
     ),
     "no weights": (lambda folder: shutil.rmtree(folder / FOLDER), "has no folder quantized"),
     "a cut file": (

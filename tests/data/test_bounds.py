@@ -97,7 +97,7 @@ def test_a_page_of_parquet_that_unfolds_too_far_is_refused(tmp_path, monkeypatch
         ValueError, match=r"a.parquet, row group 1, column 'text': a page of \d+ bytes decompresses to 2,000,"
     ) as error:
         read(path)
-    assert str(error.value).endswith("at most 1,000,000 are read. Write the file with smaller pages")
+    assert str(error.value).endswith("at most 1,000,000 are allowed. Write the file with smaller pages")
     # Two columns of 600,000 bytes each are too much together; a page that is as large in the file is not.
     column = ["a" * 600_000]
     pq.write_table(pa.table({"text": column, "more": column}), path, compression="zstd", use_dictionary=False)

@@ -230,7 +230,7 @@ def test_files_are_deduplicated_as_a_stream_also_after_interruptions(real_docume
     assert written == kept
     assert report == expected
     assert reading.records == len(documents)
-    with pytest.raises(PlamoError, match="holds the work on other files or settings"):
+    with pytest.raises(PlamoError, match="belongs to a run with other files or settings"):
         deduplicate_files(files[:2], tmp_path / "out", tmp_path / "work", read)
 
 
@@ -263,7 +263,7 @@ def test_a_work_folder_with_other_files_is_refused(tmp_path, capsys):
         str(tmp_path / "mine"),
     ]
     assert main(["data", "deduplicate", *arguments]) == 2
-    assert "holds other files: give the name of a new folder for --work" in capsys.readouterr().err
+    assert "contains other files: give the name of a new folder for --work" in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 

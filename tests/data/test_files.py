@@ -68,7 +68,7 @@ def test_a_file_of_several_names_is_read_once_and_said(corpus, capsys):
         "two",
     ]
     assert report.notes == 5
-    assert f"skipped: {corpus}/own/one.jsonl is named twice\n" in capsys.readouterr().err
+    assert f"skipped: {corpus}/own/one.jsonl is given twice\n" in capsys.readouterr().err
     (corpus / "own" / "copy.jsonl").symlink_to("one.jsonl")
     assert texts(corpus / "own") == ["one"]
     assert f"{corpus}/own/one.jsonl is the same file as {corpus}/own/copy.jsonl" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_the_command_for_a_cluster_has_all_options(capsys):
     ("options", "message"),
     [
         (["--stages", "score"], "the stage score needs --model"),
-        (["--stages", "clean", "clean"], "--stages must name one or more stages, each once"),
+        (["--stages", "clean", "clean"], "--stages must name at least one stage, and each stage only once"),
         (["--beam-options", "project"], "--beam-options project is not allowed"),
         (["--runner", "dataflow"], "--runner dataflow needs --beam-options project=PROJECT region=REGION"),
     ],

@@ -156,7 +156,7 @@ def test_bad_numbers_of_shards_are_refused(folder, letters):
         train_iterator(config_of(folder), letters, process_index=0, process_count=16)
     with pytest.raises(PlamoError, match=r"packing_shards=128 is not allowed: .*shards has too few .* Use fewer"):
         train_iterator(config_of(folder, batch_size=128, packing_shards=128), letters)
-    with pytest.raises(PlamoError, match=r"the data position has no state of packing shard 0"):
+    with pytest.raises(PlamoError, match=r"the checkpoint has no data position for packing shard 0"):
         train_iterator(config_of(folder), letters).set_state({"packing_shards": {}})
 
 

@@ -49,7 +49,7 @@ def test_prepare_and_inspect_the_bundled_corpus(capsys, tokenizer, tmp_path):
     )
     assert status == 0
     assert f"all: {opened.documents:,} documents, {opened.tokens:,} tokens, {opened.bytes:,} bytes" in out
-    assert "% of positions used at length 512 with 256 bins" in out
+    assert "% of the positions used at sequence length 512 with 256 bins" in out
     assert documents[0]["text"][:100] in out
     assert documents[len(documents) // 2]["text"][:100] in out
 
@@ -190,7 +190,7 @@ def test_both_sides_are_written_in_one_pass(capsys, tokenizer, tmp_path):
     )
     assert (status, err.splitlines()[-1]) == (
         2,
-        f"plamo2 data: there is no document to write to {tmp_path}/few/heldout: each side needs at least one",
+        f"plamo2 data: there is no document for {tmp_path}/few/heldout: each side of the split needs at least one",
     )
     assert not (tmp_path / "few").exists()
 
@@ -230,7 +230,7 @@ def test_clean_keeps_the_fields_that_were_chosen(capsys, tmp_path):
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").open()] == [
         {"id": f"a-{i}", "text": text.format(i), "language": "en"} for i in range(3)
     ]
-    assert "left out: the field 'text', which is not the text here: 3" in err
+    assert "omitted: the field 'text', which was not selected as the text: 3" in err
 
 
 def test_clean_says_what_was_lost(capsys, tmp_path):
@@ -284,7 +284,7 @@ def test_clean_does_not_write_over_its_input(capsys, tmp_path):
     for output in (folder / "a.jsonl", tmp_path / "link.jsonl"):
         for source in (folder, folder / "a.jsonl", f"{tmp_path}/**/a.jsonl"):
             status, _, err = run(capsys, "clean", source, output)
-            assert (status, f"{output} is also the input" in err) == (2, True)
+            assert (status, f"{output} is also an input file" in err) == (2, True)
     assert (folder / "a.jsonl").read_text() == '{"text": "a"}\n'
     for options, message in [
         (("--report", tmp_path / "no" / "r.json"), "does not exist"),

@@ -136,7 +136,7 @@ def dataclass_numbers(model):
         (lambda path: save_file({"weights": np.zeros(3)}, path), "is not a quality model"),
         (
             lambda path: save_file(load_file(path) | {"numbers": np.zeros(2)}, path, {"format": "plamo2 quality 1"}),
-            "tensors of other shapes",
+            "its tensors have the shapes",
         ),
         (
             lambda path: save_file(
@@ -177,7 +177,7 @@ def test_the_commands_train_and_score(classes, tmp_path, capsys, monkeypatch):
     assert main(["data", "quality", "--scored", "scored5.jsonl", "--output", "q5.safetensors"]) == 0
     capsys.readouterr()
     for command, message in [
-        ("data quality --good good.jsonl --output q.safetensors", "needs --good and --bad, or --scored"),
+        ("data quality --good good.jsonl --output q.safetensors", "give either --good and --bad, or --scored"),
         ("data quality --scored good.jsonl --output q.safetensors", "good0: the field score is None"),
         ("data score good.jsonl s.jsonl --model good.jsonl", "cannot be read as a quality model"),
         ("data score good.jsonl s.jsonl --model q.safetensors --field text", "--field text is not allowed"),

@@ -318,9 +318,9 @@ def test_fields_of_a_name_of_ours_replace_nothing(tmp_path):
         assert document.to_json() == {"id": "a-1", "text": "x", "language": "en", "pair": "p", "n": 1}
         assert (document.language, document.pair) == ("en", "")
     assert report.changes == {
-        f"left out: the field {n!r}, which is not the {n} here": 2 for n in ("id", "text", "language")
+        f"omitted: the field {n!r}, which was not selected as the {n}": 2 for n in ("id", "text", "language")
     }
-    assert "left out: the field 'text', which is not the text here: 2" in report.summary()
+    assert "omitted: the field 'text', which was not selected as the text: 2" in report.summary()
     # One field may be used twice; a field that is not there is not replaced by one of its usual name.
     (twice,) = read_documents(
         [tmp_path / "a.jsonl"], text_field="body", id_field="text", pair_field="text", language_field="no"
@@ -336,7 +336,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     for name in ("text", "id", "language", "url"):
         names = ["text", "id", "language", "url", name]
         pa.parquet.write_table(pa.Table.from_arrays([pa.array([f"{i}"]) for i in range(5)], names=names), path)
-        with pytest.raises(ValueError, match=rf"a.parquet has 2 columns named '{name}': names must differ"):
+        with pytest.raises(ValueError, match=rf"a.parquet has 2 columns named '{name}': names must be unique"):
             list(read_documents([path]))
         if name == "url":
             assert len(list(read_documents([path], keep_fields=False))) == 1
@@ -372,7 +372,7 @@ def test_values_that_json_does_not_have(tmp_path):
     }
     assert report.changes == {
         "NaN or infinity became null": 4,
-        "left out: bytes that are not text in the field 'image'": 1,
+        "omitted: bytes that are not text in the field 'image'": 1,
     }
     json.dumps([first.to_json(), second.to_json()], allow_nan=False)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.cli import arguments
-from plamo2_jax.cli.main import VERBS, module_of
+from plamo2_jax.cli.main import COMMANDS, module_of
 from plamo2_jax.config import preset
 from support.documents import ROOT, plamo2_commands
 
 # Options of the command line itself, and placeholders.
-NOT_VERBS = {"--help", "-h", "--version", "-V", "--no-cache", "VERB"}
+NOT_COMMANDS = {"--help", "-h", "--version", "-V", "--no-cache", "COMMAND"}
 # For a config that the reader writes: one of the same task.
 STAND_INS = {"sft": "demo_sft.py", "dpo": "demo_dpo.py", "distill": "demo_small.py", "student.py": "demo_small.py"}
 
@@ -54,7 +54,13 @@ def config_of(verb, word):
 def test_every_command_is_accepted(read_only, capsys):
     refused, seen = [], set()
     for page, words in plamo2_commands():
-        if words[0] in NOT_VERBS or "--help" in words or "VERB" in words or "..." in words or tuple(words) in seen:
+        if (
+            words[0] in NOT_COMMANDS
+            or "--help" in words
+            or "COMMAND" in words
+            or "..." in words
+            or tuple(words) in seen
+        ):
             continue
         seen.add(tuple(words))
         verb, *rest = words
@@ -68,4 +74,4 @@ def test_every_command_is_accepted(read_only, capsys):
             refused.append((page, " ".join(words), f"{type(error).__name__}: {error}", capsys.readouterr().err[-300:]))
     assert len(seen) > 100
     assert not refused, "\n".join(map(str, refused))
-    assert {words[0] for words in seen} >= VERBS.keys() - {"logits"}
+    assert {words[0] for words in seen} >= COMMANDS.keys() - {"logits"}

@@ -196,7 +196,7 @@ def test_casting_matrices_ahead_changes_no_bit(model, params):
         ([[]], {}, "prompt 0 has no token"),
         ([[1], [5, 288]], {}, "prompt 1 has ids from 5 to 288"),
         ([[1.5]], {}, "row of integers"),
-        ([[1] * 60], {"stop": StopConfig(41)}, "prompt 0 has 60 tokens; with max_new_tokens=41 that exceeds"),
+        ([[1] * 60], {"stop": StopConfig(41)}, "prompt 0 has 60 tokens; together with max_new_tokens=41 they exceed"),
         ([[1]], {"samples": 0}, "samples=0"),
         ([[1]], {"seed": -1}, "seed=-1"),
         ([[1]], {"stop": StopConfig(9, ids=(288,))}, "the model has ids from 0 to 287"),
@@ -218,5 +218,5 @@ def test_text_without_a_tokenizer_is_refused(model, params):
 
 def test_logits_that_are_no_numbers_are_reported(model, params):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
-    with pytest.raises(ValueError, match="not finite numbers"):
+    with pytest.raises(ValueError, match="are not finite"):
         Generator(model, broken).generate([[1, 2]], sampling=WARM, stop=endless(3))

@@ -69,8 +69,8 @@ def test_stop_strings_and_ids_end_a_row(folder, expected, capsys):
         (["--stop-id", "999"], "the model has ids from 0 to 287"),
         (["--prompt-file", "/nowhere/prompt.txt"], "/nowhere/prompt.txt"),
         (["--chat", "a", "--prompt", "b"], "cannot be combined"),
-        (["--system", "a"], "--system is for --chat"),
-        (["--template", "chat"], "--template is for --chat"),
+        (["--system", "a"], "--system applies only to --chat"),
+        (["--template", "chat"], "--template applies only to --chat"),
         (["--chat", "a", "--template", "/nowhere/x.jinja"], "/nowhere/x.jinja does not exist"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_message_is_written_into_the_models_template(folder, model, params, to
     ids = [tokenizer.encode(piece, allow_control=i != 1) for i, piece in enumerate(written)]
     assert row["token_ids"] == answer(np.concatenate(ids))
     assert row["prompt"] == "<|plamo:eos|>"
-    assert "has no chat template; the built-in template chat is used" in said
+    assert "has no chat template; using the built-in template `chat`" in said
     assert "warning" not in said
     own = tmp_path / "own"
     save_model(own, model.config, params, tokenizer)

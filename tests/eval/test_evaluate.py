@@ -127,7 +127,7 @@ def test_other_weights_under_the_same_name_are_refused(folder, server, capsys):
     server.answer = lambda body: {"model": "tiny-v2", **answer(body)}
     server.requests.clear()
     assert evaluate(*arguments) == 2
-    assert "answers with another model than when this evaluation began" in capsys.readouterr().err
+    assert "answers with a different model than at the start of this evaluation" in capsys.readouterr().err
     assert asked(server) == []
     (folder / "out" / "server.json").unlink()
     assert evaluate(*arguments) == 0
@@ -136,7 +136,7 @@ def test_other_weights_under_the_same_name_are_refused(folder, server, capsys):
     # A server without a chat template is asked for a completion.
     server.troubles = {"富士山": [400]}
     assert evaluate(*arguments) == 2
-    assert "answers with another model" in capsys.readouterr().err
+    assert "answers with a different model" in capsys.readouterr().err
     server.troubles = {"富士山": [400, 400]}
     assert evaluate(*arguments) == 2
     assert "does not answer: HTTP 400" in capsys.readouterr().err
@@ -231,14 +231,14 @@ def test_the_list_has_sources_and_licences(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is nothing to evaluate"),
+        ([], "no tasks and no held-out data are given"),
         (["--tasks", "ruler"], "the model is missing"),
         (["m", "--tasks", "hellaswag"], "the task 'hellaswag' is unknown"),
         (["m", "--tasks", "jmmul"], "the task 'jmmul' is unknown: did you mean jmmlu?"),
         (["http://localhost", "--heldout", "ja=x"], "--heldout is not allowed with the server http://localhost"),
         (["m", "--tasks", "jmmlu"], "add --path jmmlu=PATH"),
         (["m", "--tasks", "ruler", "--path", "jmmlu=x"], "--path names jmmlu, which is not one of --tasks ruler"),
-        (["m", "--tasks", "ruler", "--path", "x"], "--path x names no task"),
+        (["m", "--tasks", "ruler", "--path", "x"], "--path x has no task name"),
         (["m", "--tasks", "ruler", "--output", "x.json"], "with --tasks it must be a folder"),
         (["m", "--tasks", "ruler", "ruler"], "--tasks has ruler twice"),
         (["m", "--tasks", "ruler", "--limit", "0"], "--limit 0 is not allowed"),

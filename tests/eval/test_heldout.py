@@ -144,4 +144,4 @@ def test_help_teaches(capsys):
         main(["evaluate", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "NAME=PATH" in text
-    assert "does not depend on the vocabulary" in text
+    assert "models with different vocabularies can be compared" in text

@@ -263,7 +263,7 @@ def test_a_folder_without_the_benchmark_tells_where_to_get_it(tmp_path, checkout
     with pytest.raises(PlamoError, match=r"github.com/pfnet-research/pfgen-bench.*Apache-2.0"):
         Benchmark(tmp_path / "none")
     (checkout / "pfgen.py").write_text("QUESTION_DATA = open('x').read()\n")
-    with pytest.raises(PlamoError, match="assigns no text to QUESTION_DATA"):
+    with pytest.raises(PlamoError, match="does not assign a text to QUESTION_DATA"):
         open_task("pfgen", TaskOptions(path=checkout))
 
 

@@ -203,7 +203,7 @@ def test_the_command_writes_results_answers_and_a_map(model, tokenizer, tmp_path
     assert (out / "heat_map.png").read_bytes().startswith(b"\x89PNG")
     assert "ranked" in capsys.readouterr().out
     assert main(argv) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     argv[3] = str(tmp_path / "other")
     assert main([*argv, "--language", "fr"]) == 2
     assert "--language fr is not allowed" in capsys.readouterr().err

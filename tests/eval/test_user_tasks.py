@@ -95,7 +95,7 @@ def test_character_f1():
         ({"metric": "f1"}, "metric='f1' is not allowed: it must be one of accuracy, accuracy_normalized"),
         ({"choices": []}, "at least two templates"),
         ({"choices": ["{{ a }}"]}, "rows.jsonl, line 1 has 1 choices"),
-        ({"target": "C"}, "the target 'C' of rows.jsonl, line 1 is no choice"),
+        ({"target": "C"}, "the target 'C' of rows.jsonl, line 1 is not a choice"),
         (
             {"prompt": "{{ question }}"},
             "the template `prompt` fails for rows.jsonl, line 1: 'question' is undefined. The record has the ",
@@ -104,7 +104,7 @@ def test_character_f1():
         ({"prompt": "{{ q.__class__.__mro__ }}"}, "access to attribute '__class__'"),
         ({"shots": 3}, "too few records for shots=3"),
         ({"shots": "3"}, "an integer of at least 0"),
-        ({"stop": ["x"]}, "it applies to generate only"),
+        ({"stop": ["x"]}, "it applies only to generate"),
         ({"id": "area"}, "has the id 'europe' of an earlier record"),
         ({"group": "nothing"}, "has no field 'nothing'"),
         ({"data": "missing.jsonl"}, "missing.jsonl does not exist"),

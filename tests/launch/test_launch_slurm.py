@@ -173,7 +173,7 @@ def test_only_a_run_that_was_stopped_is_queued_again(printed, tmp_path, status, 
         (["--job-name", "%j"], "--job-name '%j' is not allowed"),
         (["--job-name=-a"], "--job-name '-a' is not allowed"),
         (["--job-name", ""], "--job-name '' is not allowed"),
-        (["--job-name", "a" * 201], "200 characters at most"),
+        (["--job-name", "a" * 201], "at most 200 characters"),
     ],
 )
 def test_refusals(refused, arguments, message):

@@ -143,14 +143,19 @@ def test_the_schema_of_a_job_holds_and_paths_are_not_expanded(printed):
         ("synth-slurm", ["--time", "soon"], {}, "--time soon is not allowed"),
         ("synth-slurm", ["--partition", "a b"], {}, "a name without spaces"),
         ("synth-slurm", ["--sbatch-flag=qos"], {}, "it must be one option"),
-        ("synth-slurm", [], {"output": "gs://bucket/x"}, "is in a bucket, which has no atomic links and renames"),
+        (
+            "synth-slurm",
+            [],
+            {"output": "gs://bucket/x"},
+            "is in a bucket, which does not support atomic links and renames",
+        ),
         ("synth-gke", [], {}, "the container image is missing: give --image"),
         ("synth-gke", IMAGE[:2], {}, "the volume claim is missing: give --volume-claim"),
         ("synth-gke", IMAGE, {"output": "runs/x"}, "is not on the shared volume"),
         ("synth-gke", IMAGE, {"output": "/shared/../x"}, "is not on the shared volume"),
         ("synth-gke", IMAGE, {"api_key_env": "KEY"}, "the API key is missing: give --api-key-secret"),
-        ("synth-gke", ["--image", "a/b", *IMAGE[2:]], {}, "must be like REGISTRY/PATH/NAME:TAG"),
-        ("synth-gke", [*IMAGE, "--memory-per-worker", "8"], {}, "it must be such as 8Gi"),
+        ("synth-gke", ["--image", "a/b", *IMAGE[2:]], {}, "--image a/b has no tag"),
+        ("synth-gke", [*IMAGE, "--memory-per-worker", "8"], {}, "it must be an amount such as 8Gi"),
         ("synth-gke", [*IMAGE, "--namespace", "No"], {}, "--namespace 'No' is not a Kubernetes name"),
     ],
 )
@@ -163,7 +168,7 @@ def test_refusals(config, capsys, place, options, fields, message):
 
 def test_arguments_after_the_dashes_are_refused(config, capsys):
     assert main(["launch", "synth-slurm", config(), "--dry-run", "--", "--steps", "1"]) == 2
-    assert "the arguments after -- are not allowed for synth" in capsys.readouterr().err
+    assert "arguments after -- are not allowed for plamo2 synth" in capsys.readouterr().err
 
 
 def test_a_run_folder_on_a_nodes_own_disk_is_warned_of(config, capsys):

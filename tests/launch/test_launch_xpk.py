@@ -194,7 +194,7 @@ def test_xpk_is_given_the_same_job(printed):
         (("--accelerator", "v5p-8"), "the container image is missing: give --image"),
         ((*SLICE, "--by", "xpk"), "the cluster is missing: give --cluster"),
         ((*SLICE, "--by", "xpk", "--cluster", "c"), "the project is missing: give --project"),
-        ((*SLICE, "--job-name", "a" * 41), "40 characters at most"),
+        ((*SLICE, "--job-name", "a" * 41), "at most 40 characters"),
         ((*SLICE, "--namespace", "No"), "--namespace 'No' is not a Kubernetes name"),
         ((*SLICE, "--slices", "0"), "--slices 0 is not allowed"),
         (("--accelerator", "v5p-8", "--image", "a b"), "--image 'a b' is not an image name"),

@@ -40,7 +40,7 @@ def test_a_conversation_with_a_folder(chat, folder, tmp_path):
     terminal = chat(folder, "--max-new-tokens", "24", "--seed", "3", "--system", "短く答える。" * 8)
     terminal.wait("lists the commands")
     terminal.line("吾輩は猫である。")
-    first = terminal.wait(r"24 tokens, [\d.]+ tokens/s, first text after [\d.]+ s, prompt \d+ tokens, ended by")
+    first = terminal.wait(r"24 tokens, [\d.]+ tokens/s, first token after [\d.]+ s, prompt \d+ tokens, ended by")
     terminal.line("名前はまだ無い。" * 4)
     # The second turn reads on from the first one.
     second = terminal.wait(r"24 tokens, .* prompt (\d+) tokens \((\d+) from the cache\)")
@@ -127,8 +127,8 @@ def test_problems_are_one_sentence_and_the_chat_goes_on(chat, server, tmp_path):
     terminal.wait("lists the commands")
     for line, sentence in [
         ("/sytem x", "error: unknown command '/sytem': /help lists the commands\n"),
-        ("/save", "error: the name of the file is missing: /save FILE\n"),
-        ("/save new.jsonl", "error: there is no conversation to save: ask something first\n"),
+        ("/save", "error: the file name is missing: use /save FILE\n"),
+        ("/save new.jsonl", "error: there is no conversation to save: send a message first\n"),
     ]:
         terminal.line(line)
         terminal.wait(re.escape(sentence))
@@ -151,7 +151,7 @@ def test_problems_are_one_sentence_and_the_chat_goes_on(chat, server, tmp_path):
     assert [each["content"] for each in server.bodies[-1]["messages"]] == ["Hi", "Half", "Hi"]
     terminal.line("/save mine.txt")
     # Without the prompt, the terminal may not take Ctrl-D as the end yet.
-    terminal.wait(r"(?s)error: mine.txt exists: give the name of a new file\n.*> ")
+    terminal.wait(r"(?s)error: mine.txt already exists: give the name of a new file\n.*> ")
     assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "kept"
     terminal.type(CTRL_D)
     assert terminal.end() == 0

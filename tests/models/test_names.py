@@ -111,7 +111,7 @@ def test_training_starts_from_a_step(folders):
 def test_what_a_name_says():
     assert ModelName.parse("runs/x@12", ema=True) == ModelName.parse("runs/x@12,ema")
     assert ModelName.parse("runs/x@ema", step=12) == ModelName.parse("runs/x@12,ema")
-    with pytest.raises(ValueError, match="runs/x@12 names a checkpoint already: leave out --step 3, or write runs/x"):
+    with pytest.raises(ValueError, match="runs/x@12 already names a checkpoint: remove --step 3, or write runs/x"):
         ModelName.parse("runs/x@12", step=3)
 
 

@@ -55,37 +55,40 @@ def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
     [
         (
             (("a", "x > runs/a", "runs/b"), ("b", "x > runs/b", "runs/a")),
-            "stages depend on each other in a circle: a <- b <- a",
+            "the stages have a cyclic dependency: a <- b <- a",
         ),
         (
             (("a", "x > runs/f"), ("b", "x > runs/f")),
-            "stages a and b both make runs/f: an output must have one stage",
+            "stages a and b both write runs/f: only one stage may write an output",
         ),
         (
             (("a", "x runs/nothing > runs/f"),),
-            "stage a names runs/nothing, which is neither among its inputs nor among its outputs, does not exist, and is made by no stage: "
-            "correct the path, or list it in Stage.inputs or Stage.outputs",
+            "stage a names runs/nothing, which is not declared as an input or output, does not exist, and is "
+            "not an output of any stage: correct the path, or add it to Stage.inputs or Stage.outputs",
         ),
         (
             (("a", "x > runs/a"), ("b", "x ja=runs/a@60 > runs/b")),
-            "stage b names runs/a, which is neither among its inputs nor among its outputs: correct the path, or list it in Stage.inputs "
-            "or Stage.outputs",
+            "stage b names runs/a, which is not declared as an input or output: correct the path, or add it "
+            "to Stage.inputs or Stage.outputs",
         ),
         (
             (("a", "x > runs/a"), ("b", "x > runs/b", "runs/mistyped")),
-            "stage b reads runs/mistyped, which does not exist and which no stage makes",
+            "stage b reads runs/mistyped, which does not exist and is not an output of any stage: correct the path",
         ),
-        ((("a", "x > elsewhere/f"),), "stage a makes elsewhere/f, which is outside of the pipeline's home runs"),
+        (
+            (("a", "x > elsewhere/f"),),
+            "stage a writes elsewhere/f, which is outside of the pipeline's home runs: all outputs must be in home",
+        ),
         (
             (("a", "x > runs/.pipeline/f"),),
-            "stage a makes runs/.pipeline/f, which is where the pipeline keeps its records",
+            "stage a writes runs/.pipeline/f, where the pipeline stores its records: choose another path",
         ),
         ((("a", "x"), ("a", "y")), "Pipeline.stages is not allowed: a is the name of 2 of them"),
         ((("a/b", "x"),), "Stage.name='a/b' is not allowed: it must be letters, digits, _, - and ."),
-        ((("a", "plamo2 merge"),), "stage a: the command must start with a verb of plamo2, such as merge"),
+        ((("a", "plamo2 merge"),), "stage a: the command must start with the name of a plamo2 command, such as merge"),
         ((("a", "generate 'x"),), 'stage a: the command "generate \'x" cannot be read: No closing quotation'),
-        ((("a", "generate > f x"),), "stage a: > FILE is allowed once, at the end of the command"),
-        ((), "Pipeline.stages=() is not allowed: there must be at least one"),
+        ((("a", "generate > f x"),), "stage a: > FILE is allowed only once, at the end of the command"),
+        ((), "Pipeline.stages=() is not allowed: there must be at least one stage"),
     ],
 )
 def test_refusals(folder, refused, stages, message):
@@ -100,16 +103,16 @@ def test_refusals(folder, refused, stages, message):
 
 def test_inputs_that_nobody_makes_are_refused_wherever_they_are_named(small, refused):
     write(STAGES, OUTPUTS, {**INPUTS, "shards": (*INPUTS["shards"], "texts/more.jsonl")})
-    assert "stage shards reads texts/more.jsonl, which does not exist and which no stage makes" in refused()
+    assert "stage shards reads texts/more.jsonl, which does not exist and is not an output of any stage" in refused()
     Path("model.py").write_text(CONFIG.replace("runs/shards", "shards"))
     write({**STAGES, "model": "pretrain model.py"}, OUTPUTS)
-    assert "stage model reads shards, which does not exist and which no stage makes" in refused()
+    assert "stage model reads shards, which does not exist and is not an output of any stage" in refused()
 
 
 def test_a_text_of_a_config_that_names_a_path_must_be_declared(folder):
     stages = Stage("a", "x > runs/a"), Stage("b", "prefer b.py", outputs=("runs/b",))
     told = Description(None, words=("runs/a", "Who/what?"))
-    with pytest.raises(ValueError, match="stage b names runs/a, which is neither among its inputs"):
+    with pytest.raises(ValueError, match="stage b names runs/a, which is not declared as an input"):
         graph(stages[0], stages[1], described=told)
     found = graph(stages[0], Stage("b", "prefer b.py", outputs=("runs/b",), inputs=("runs/a",)), described=told)
     assert found.before("b") == ["a"]
@@ -118,7 +121,7 @@ def test_a_text_of_a_config_that_names_a_path_must_be_declared(folder):
 def test_a_file_that_exists_must_be_declared(folder):
     Path("text").mkdir()
     Path("text/a.txt").touch()
-    with pytest.raises(ValueError, match=r"stage a names text/a[.]txt, which is neither among its inputs"):
+    with pytest.raises(ValueError, match=r"stage a names text/a[.]txt, which is not declared as an input"):
         graph(Stage("a", "x --input text/a.txt > runs/a"))
     # Data sets that are no files of the user are named in the same place.
     found = graph(Stage("a", "x --input bundled:all:all > runs/a", inputs=("bundled:all:all", "tfds:wiki:train")))
@@ -131,7 +134,7 @@ def test_a_file_that_exists_must_be_declared(folder):
 def test_unknown_stages_and_bad_files_are_refused(small, refused):
     assert "p.py has no stage 'modle'; it has books, vocabulary, shards, ids" in refused("--until", "modle")
     Path("p.py").write_text("pipeline = 3\n")
-    assert "p.py must set `pipeline` to a Pipeline; it sets it to int" in refused()
+    assert "p.py must set `pipeline` to a Pipeline, but its type is int" in refused()
     Path("p.py").unlink()
     assert "p.py is not a file; the first argument must be a pipeline file" in refused()
 
@@ -162,5 +165,5 @@ def test_a_stage_of_synthetic_data_resumes_and_names_its_files(folder):
         for i, path in enumerate(["runs/texts", "runs/people.jsonl", *found.paths, "runs/model"])
     ]
     stages = Stage("s", "synth s.yaml", inputs=("runs/texts", "runs/people.jsonl")), *made
-    with pytest.raises(ValueError, match="stage s names runs/model, which is neither among its inputs"):
+    with pytest.raises(ValueError, match="stage s names runs/model, which is not declared as an input"):
         Graph(Pipeline(Path("runs"), stages), lambda argv: found if argv[0] == "synth" else Description(None))

@@ -127,7 +127,7 @@ def test_a_stage_that_prints_keeps_nothing_when_it_fails(finished, capsys):
 def test_an_output_that_does_not_come_is_an_error(small, capsys):
     write({"books": STAGES["books"].replace("runs/books", "else")}, {"books": "runs/book.jsonl"})
     assert main(["pipeline", "p.py"]) == 2
-    assert "stage books ended well but did not make runs/book.jsonl" in capsys.readouterr().err
+    assert "stage books succeeded but did not write runs/book.jsonl" in capsys.readouterr().err
 
 
 def test_two_at_once_are_refused(small, refused):

@@ -37,7 +37,7 @@ def refused(argv, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "plamo-3"], "--preset plamo-3 is not allowed; it must be one of tiny, plamo-2-1b"),
+        (["--preset", "plamo-3"], "--preset plamo-3 is not allowed: it must be one of tiny, plamo-2-1b"),
         (["--chunk", "256", "0"], "--chunk 0 is not allowed: it must be at least 1"),
         (["--tokens", "0"], "--tokens 0 is not allowed"),
         (["--output", "nowhere/plan.json"], "the folder nowhere does not exist"),
@@ -74,7 +74,7 @@ def test_figures_of_another_libtpu_come_with_a_warning(version, capsys, monkeypa
     for argv in (SSD, ["plan", DEMO, "--topology", "v5p:2x2x1"]):
         assert main(argv) == 2
         warning, error = capsys.readouterr().err.splitlines()
-        assert warning.startswith(f"plamo2 plan: warning: libtpu {version} is not verified")
+        assert warning.startswith(f"plamo2 plan: warning: libtpu {version} has not been verified")
         assert "0.0.42 and 0.0.50" in warning
         assert error == "plamo2 plan: here it would compile"
 
@@ -106,7 +106,7 @@ def test_chips_have_the_peaks_that_training_uses_and_plausible_clocks():
     assert clocks == {"TPU v5 lite": 1.5, "TPU v5": 1.75, "TPU v6 lite": 1.75, "TPU7x": 2.2}
     # A product 256×256×1024 pushes 256 rows through each of 2·8 arrays of weights 128×128; v5e has four units.
     assert CHIPS["TPU v5 lite"].mxu_cycles(256 * 2 * 8) == 1024
-    with pytest.raises(ValueError, match="no figures for the device kind 'TPU v2'"):
+    with pytest.raises(ValueError, match="no published figures for the device kind 'TPU v2'"):
         chip_of("TPU v2")
 
 
@@ -175,4 +175,4 @@ def test_every_report_names_the_libtpu_and_warns_of_one_that_is_not_verified(res
         assert (data["libtpu"], data["libtpu_verified"]) == (version, verified)
     head, *rest = report.lines(refused)
     assert f"libtpu {version}" in head
-    assert any("is not verified" in line for line in rest) != verified
+    assert any("has not been verified" in line for line in rest) != verified

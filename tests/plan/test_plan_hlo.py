@@ -110,6 +110,40 @@ ENTRY %main (x: bf16[4096,128], i: s32[16], n: bf16[16,128]) -> bf16[16,128] {
     assert moved == {"written": 2 * rows + indices, "rows": 2 * rows + indices}
 
 
+def test_a_fusion_within_a_fusion_reads_only_its_slice():
+    """The product of a layer's saved activations, as the backward pass of scanned layers reads them."""
+    text = """HloModule f, is_scheduled=true
+
+%slice (s: bf16[8,64,128], n: s32[]) -> bf16[64,128] {
+  %s = bf16[8,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %n = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %one = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%s, %n, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %row = bf16[64,128]{1,0:T(8,128)(2,1)} bitcast(%one)
+}
+
+%multiply (x: bf16[8,64,128], i: s32[], w: bf16[128,256]) -> bf16[64,256] {
+  %x = bf16[8,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[]{:T(128)} parameter(1)
+  %w = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(2)
+  %layer = bf16[64,128]{1,0:T(8,128)(2,1)} fusion(%x, %i), kind=kLoop, calls=%slice
+  ROOT %y = bf16[64,256]{1,0:T(8,128)(2,1)} convolution(%layer, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: bf16[8,64,128], j: s32[], b: bf16[128,256]) -> bf16[64,256] {
+  %a = bf16[8,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %j = s32[]{:T(128)} parameter(1)
+  %b = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %product = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%a, %j, %b), kind=kOutput, calls=%multiply
+}
+"""
+    module = parse_module(text)
+    ((instruction, computation, _),) = module.executed()
+    index = 512
+    moved = instruction_bytes(module, computation, instruction)
+    assert moved - 2 * (64 * 128 + 128 * 256 + 64 * 256) in range(index + 1)
+
+
 TEXT_NEWER = (Path(__file__).parent / "libtpu_0.0.50" / "program.txt").read_text()
 NEWER = parse_module(TEXT_NEWER)
 """Cut down from what libtpu 0.0.50 prints for XLA's scan on TPU7x: a gather and a change of layout on the SparseCore, whose start names no

@@ -121,4 +121,4 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
 def test_a_slice_that_is_not_there_is_refused_with_examples(capsys):
     assert main(["plan", "kernel", "ssd", "--topology", "v5p:3"]) == 2
     error = capsys.readouterr().err
-    assert "no TPU slice 'v5p:3'; names look like v5e:2x2" in error
+    assert "'v5p:3' is not a TPU slice: names look like v5e:2x2" in error

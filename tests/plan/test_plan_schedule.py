@@ -119,6 +119,9 @@ def test_a_loop_that_depends_on_data_is_refused_and_a_branch_counted():
     run = run_schedule(blind(0x4C))
     assert run.assumed == 1
     assert {run.counts[i] for i in range(0x51, 0x63)} == {6}
+    skipping = run_schedule(blind(0x4C), skip=True)
+    assert {skipping.counts[i] for i in range(0x51, 0x63)} == {0}
+    assert skipping.counts[:0x51] == run.counts[:0x51]
     with pytest.raises(ValueError, match="trip count of a loop depends on data"):
         run_schedule(blind(0x44))
 

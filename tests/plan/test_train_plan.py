@@ -221,5 +221,5 @@ def test_kernels_of_gradients_are_told_by_their_own_names():
 
 def test_chips_of_a_slice():
     assert [device_count(name) for name in ("v5p:4x4x4", "v6e:16x16", "tpu7x:2x2x1")] == [64, 256, 8]
-    with pytest.raises(ValueError, match="no TPU slice 'v5p'"):
+    with pytest.raises(ValueError, match="'v5p' is not a TPU slice"):
         device_count("v5p")

@@ -23,7 +23,7 @@ CONFIG = str(CONFIGS / "pretrain_8b.py")
     [
         ([], "needs either --topology SLICE"),
         (["--topology", "v5e:2x2", "--gpu", "h100x8"], "needs either --topology SLICE"),
-        (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode are two plans"),
+        (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode cannot be combined"),
         (["--gpu", "h100"], "--gpu h100 is not allowed"),
         # Options that would be ignored are refused.
         (["--topology", "v5e:2x2", "--prefill", "0"], "--prefill 0 is not allowed: it must be at least 1"),
@@ -36,7 +36,7 @@ CONFIG = str(CONFIGS / "pretrain_8b.py")
         (["--gpu", "h100x8", "--sweep"], "are not allowed with --gpu"),
         (["--gpu", "h100x8", "--longest"], "are not allowed with --gpu"),
         (["--topology", "v5e:2x2", "--json", "nowhere/at/all.json"], "the folder nowhere/at does not exist"),
-        (["--topology", "v5e", "--sweep"], "no TPU slice 'v5e'"),
+        (["--topology", "v5e", "--sweep"], "'v5e' is not a TPU slice"),
         (["--topology", "v5p-63"], "--topology v5p-63 is not available: this generation has v5p-8, "),
         (["--topology", "v5litepod-4", "--sweep"], "no candidate on v5e:2x2: all .* need more HBM than a chip has"),
         (["--topology", "v5p:4x4x4", "--points", "4"], "--points is not allowed without --sweep"),

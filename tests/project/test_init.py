@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.cli.main import VERBS, main
+from plamo2_jax.cli.main import COMMANDS, main
 from plamo2_jax.config_file import load_config
 from plamo2_jax.project.templates import TEMPLATES, project_files
 
@@ -93,12 +93,12 @@ def test_the_commands_in_the_hints_are_commands(tmp_path, capsys):
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     commands = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
     assert [words[0] for words in commands] == ["plamo2", "plamo2", "tail", "head", "plamo2"]
-    assert all(words[1] in VERBS for words in commands if words[0] == "plamo2")
+    assert all(words[1] in COMMANDS for words in commands if words[0] == "plamo2")
     assert 'TEXT = "' in (tmp_path / "mine" / "configs" / "pipeline.py").read_text(encoding="utf-8")
 
 
 def test_a_folder_with_files_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("mine", encoding="utf-8")
     assert main(["init", str(tmp_path)]) == 2
-    assert "must not exist or must be empty" in capsys.readouterr().err
+    assert "it must not exist, or it must be empty" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["a.txt"]

@@ -56,7 +56,7 @@ def test_without_a_terminal_it_prints_two_answers_and_the_command_to_chat(smalle
     assert main(run[1:]) == 0
     first = capsys.readouterr()
     assert "plamo2 tokenizer train" in first.err
-    assert "After only 2 steps, its text is poor" in first.err
+    assert "After only 2 steps, the quality is low" in first.err
     assert "Next step: `plamo2 init my-model`" in first.err
     assert "[1/2] 表計算ドキュメントとは何ですか。\n" in first.out
     assert "[2/2] What is a spreadsheet?\n" in first.out
@@ -66,7 +66,7 @@ def test_without_a_terminal_it_prints_two_answers_and_the_command_to_chat(smalle
     # The second call trains nothing.
     assert main([*run[1:], "--no-chat"]) == 0
     second = capsys.readouterr()
-    assert "compil" not in second.err.replace("with compilation", "")
+    assert "compil" not in second.err.replace("including compilation", "")
     assert second.out.count("skipped") == 3
     assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
     assert init == ["plamo2", "init", "my-model"]  # tests/project/test_init.py runs it.

@@ -83,7 +83,7 @@ def test_which_matrices_are_quantized(config):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "smoothquant"}, "smoothquant is for quantized activations"),
+        ({"method": "smoothquant"}, "smoothquant needs quantized activations"),
         ({"activations": "float8"}, "activations='float8' is not allowed"),
         ({"keep_float": ("(",)}, "'(' is not a regular expression"),
         ({"damping": 0.0}, "damping=0.0 is not allowed"),
@@ -95,9 +95,9 @@ def test_options_that_contradict_are_refused(fields, message):
 
 
 def test_a_group_that_does_not_divide_and_an_unknown_path_are_refused(config):
-    with pytest.raises(PlamoError, match="mlp/down has 32 inputs, which groups of 128 do not divide"):
+    with pytest.raises(PlamoError, match="mlp/down has 32 inputs, which are not divisible by group_size=128"):
         matrix_formats(config, QuantizeConfig("rtn", 4, group_size=128))
-    with pytest.raises(PlamoError, match="'mixers/' matches no matrix: paths are such as"):
+    with pytest.raises(PlamoError, match="'mixers/' matches no matrix: paths look like"):
         matrix_formats(config, QuantizeConfig(keep_float=("mixers/",)))
 
 

@@ -49,7 +49,7 @@ def test_a_model_in_four_bits_generates(model, text, tmp_path, capsys):
     assert main(["generate", str(out), "--prompt", "A", "--max-new-tokens", "3", "--temperature", "0"]) == 0
     # Once more into a folder that exists.
     assert main(["quantize", model, str(out), *options(text)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_eight_bits_need_no_data(model, tmp_path):
@@ -79,7 +79,7 @@ def test_four_bits_with_one_scale_for_each_output(model, tmp_path):
     [
         (["--bits-for", "mlp/down=3"], "'3' is not allowed: the bits must be 8, 4 or float8"),
         (["--bits-for", "mlp/down"], "it must be REGEX=BITS"),
-        (["--budget", "1MB", "--bits", "4"], "--budget starts from 8 bits"),
+        (["--budget", "1MB", "--bits", "4"], "--budget cannot be combined with --bits"),
         (["--budget", "much"], "--budget 'much' is not a size"),
         (["--method", "gptq", "--calibration", "nowhere.txt"], "nowhere.txt"),
         (["--samples", "0"], "--samples 0 is not allowed"),

@@ -74,7 +74,7 @@ def test_a_question_is_answered_while_the_page_shows_its_text(page, server):
     assert texts(page) == ["吾輩は何？", "吾輩は猫である。\n名前は🐈まだ無い。"]
     facts = page.value("document.querySelector('li.assistant .facts').textContent")
     found = re.fullmatch(
-        r"5 tokens · ([\d.]+) tokens/s · first text after ([\d.]+) s · prompt 7 tokens \(4 from the cache\) · seed 9",
+        r"5 tokens · ([\d.]+) tokens/s · first token after ([\d.]+) s · prompt 7 tokens \(4 from the cache\) · seed 9",
         facts,
     )
     # Four tokens after the first, which the server holds back for half a second. A busy machine changes this time.
@@ -222,8 +222,8 @@ REFUSED = {"error": {"message": "max_tokens is 1,024:\n at most 100\tis allowed"
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [
-        ((REFUSED, 400), "The server refuses the request (HTTP 400): max_tokens is 1,024: at most 100 is allowed"),
-        (({}, 500), "The server refuses the request (HTTP 500)."),
+        ((REFUSED, 400), "The server refused the request (HTTP 400): max_tokens is 1,024: at most 100 is allowed"),
+        (({}, 500), "The server refused the request (HTTP 500)."),
         ((REFUSED, 429, {"Retry-After": "3"}), "The server is busy. Try again in 3 seconds."),
         ((REFUSED, 503, {"Retry-After": "1"}), "The server is busy. Try again in 1 second."),
     ],
@@ -305,7 +305,7 @@ def test_the_language_is_the_browsers_and_can_be_changed(browser, server):
     ask(page, "こんにちは")
     assert "入力7トークン" in page.value("document.querySelector('li.assistant .facts').textContent")
     page.click("#language")
-    assert page.value("document.querySelector('li.assistant .again').textContent") == "Answer again"
+    assert page.value("document.querySelector('li.assistant .again').textContent") == "Regenerate"
     assert page.value("document.querySelector('#new').getAttribute('aria-label')") == "New chat"
     missing = page.value(
         """import('/page/texts.js').then(({ languages }) => {

@@ -62,8 +62,8 @@ def test_a_signal_under_load_cuts_no_stream(folder):
     ("options", "message"),
     [
         (("--adapter", "x"), "--adapter 'x' is not allowed: it must be NAME=DIR"),
-        (("--adapter", "x=a", "--adapter", "x=b"), "with a name of its own"),
-        (("--api-key-file", "/dev/null"), "--api-key-file /dev/null holds no key"),
+        (("--adapter", "x=a", "--adapter", "x=b"), "and each name must be unique"),
+        (("--api-key-file", "/dev/null"), "--api-key-file /dev/null has no API key"),
         (("--slots", "0"), "slots=0 is not allowed: it must be at least 1"),
         (("--prefill-size", "100"), "prefill_size=100 is not allowed: it must be a power of two"),
         (("--host", "203.0.113.7"), "cannot listen on 203.0.113.7:0"),

@@ -226,24 +226,28 @@ def test_the_scan_passes_its_state_through_every_implementation(rng, implementat
     assert_equal(actual, expected)
 
 
-@pytest.mark.parametrize("window", [150, None])
-def test_splash_takes_queries_at_the_end_of_their_keys(rng, window):
+@pytest.mark.parametrize(
+    ("shards", "t", "window"),
+    # A window; pieces that are padded to a block; pieces of two blocks; an odd number of shards; shards without halves.
+    [(2, 256, 150), (2, 256, None), (2, 1024, None), (3, 384, None), (2, 258, None)],
+)
+def test_splash_takes_the_keys_of_other_shards(rng, shards, t, window):
     """In the interpreter."""
-    q, k, v, dy = (np.float32(rng.normal(size=(1, 256, heads, 16))) for heads in (2, 1, 1, 2))
-    segment_ids = np.repeat([1, 2, 0, 3], [100, 50, 6, 100])[None].astype(np.int32)
+    q, k, v, dy = (np.float32(rng.normal(size=(1, t, heads, 16))) for heads in (2, 1, 1, 2))
+    segment_ids = np.repeat([1, 2, 0, 3], [100, 50, 6, t - 156])[None].astype(np.int32)
     real = (segment_ids != 0)[..., None, None]
 
     def expected(args, segment_ids):
         return (attention(**args, segment_ids=segment_ids, window=window, implementation="xla"),)
 
     @jax.shard_map(
-        mesh=Mesh(jax.devices()[:2], ("sequence",)),
+        mesh=Mesh(jax.devices()[:shards], ("sequence",)),
         in_specs=({"q": ROW, "k": ROW, "v": ROW}, ROW),
         out_specs=ROW,
         check_vma=False,
     )
     def actual(args, segment_ids):
-        settings = {"implementation": "splash", "interpret": True, "axis_name": "sequence"}
+        settings = {"implementation": "splash", "interpret": True, "axis_name": "sequence", "block_size": 128}
         return (sharded_attention(**args, segment_ids=segment_ids, window=window, **settings),)
 
     arguments = {"q": q, "k": k, "v": v}, segment_ids, (dy * real,)

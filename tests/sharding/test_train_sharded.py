@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import math
 import re
 from pathlib import Path
@@ -19,7 +18,7 @@ from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
 from plamo2_jax.train.build import build_train_program
 from plamo2_jax.train.config import RunConfig
-from plamo2_jax.train.gather_once import gather_once
+from plamo2_jax.train.gather_once import GatherOnce
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from plamo2_jax.train.pretraining import Pretrain, next_token
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -72,7 +71,7 @@ def test_loss_and_gradients_are_those_of_one_device(params, one_device, shape, s
 def stepper():
     """A function `(mesh) -> (step, shapes, shardings)` of a compiled train step of two micro-batches."""
 
-    def build(mesh, is_gathered_once=False):
+    def build(mesh, sharding="fsdp_tensor"):
         model = make_model(mesh)
         logical_axes, shapes = described()
         optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3, logical_axes)
@@ -80,13 +79,12 @@ def stepper():
         shardings = state_shardings(shapes, optimizer, shardings_on(mesh))
         rows = batch_sharding(mesh, (ROWS, LENGTH), accumulation=2)
         batch = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in make_batch().items()}
-        distribute = None
-        if is_gathered_once:
-            places = {"shardings": shardings.params, "logical_axes": logical_axes}
-            distribute = functools.partial(gather_once, mesh=mesh, dtype=jnp.float32, **places)
+        gather_once = None
+        if sharding != "fsdp_tensor":
+            gather_once = GatherOnce(mesh, shardings.params, logical_axes, jnp.float32, sharding == "zero2")
         loss_fn = next_token(model, BYTE_LENGTHS)
         step = jax.jit(
-            make_step(loss_fn, optimizer, lambda step: 1e-3, 2, shardings.params, distribute=distribute),
+            make_step(loss_fn, optimizer, lambda step: 1e-3, 2, shardings.params, gather_once=gather_once),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
@@ -117,18 +115,21 @@ def test_an_update_is_that_of_one_device(params, sharded_step, single_update):
     assert_same_update(update(params, *sharded_step), single_update)
 
 
-def test_parameters_gathered_once_make_the_same_update(params, stepper, single_update):
+@pytest.mark.parametrize(("sharding", "in_loop"), [("zero1", set()), ("zero2", {"reduce-scatter", "all-reduce"})])
+def test_parameters_gathered_once_make_the_same_update(params, stepper, single_update, sharding, in_loop):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
-    gathered = stepper(mesh, is_gathered_once=True)
+    gathered = stepper(mesh, sharding)
     assert_same_update(update(params, *gathered), single_update)
-    # The loop over micro-batches has no collectives.
+    # Collectives in the loop over micro-batches.
     text = gathered[0].as_text()
     in_loops = [line for line in text.splitlines() if "/while/body/" in line]
     assert len(in_loops) > 100
-    assert not [line for line in in_loops if "all-gather" in line or "all-reduce" in line or "reduce-scatter" in line]
+    kinds = re.findall(r" (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\(", "\n".join(in_loops))
+    assert set(kinds) == in_loop
 
 
-def test_a_run_gathers_matrices_in_the_dtype_of_its_activations():
+@pytest.mark.parametrize("sharding", ["zero1", "zero2"])
+def test_a_run_gathers_matrices_in_the_dtype_of_its_activations(sharding):
     config = RunConfig(
         name="run",
         model=make_model().config,
@@ -136,7 +137,7 @@ def test_a_run_gathers_matrices_in_the_dtype_of_its_activations():
         data=DataConfig((MixtureItem(Path("data")),), sequence_length=LENGTH, batch_size=ROWS),
         steps=10,
         task=Pretrain(),
-        sharding="zero1",
+        sharding=sharding,
         accumulation=2,
     )
     program = build_train_program(config, jax.devices()[:4])
@@ -148,14 +149,16 @@ def test_a_run_gathers_matrices_in_the_dtype_of_its_activations():
     matrices = {path: leaf for path, leaf in by_name(program.state.params).items() if any(leaf.sharding.spec)}
     tables = sum(leaf.size for path, leaf in matrices.items() if path in ("embedding", "lm_head"))
     assert sizes == {"f32": tables, "bf16": sum(leaf.size for leaf in matrices.values()) - tables}
-    assert len(re.findall(r"stablehlo.reduce_scatter", text)) == len(matrices)
+    scattered = re.findall(r"stablehlo.reduce_scatter.*?-> tensor<[0-9x]+x(\w+)>", text, re.DOTALL)
+    assert scattered == ["f32" if sharding == "zero1" else "bf16"] * len(matrices)
 
 
-def test_parameters_gathered_once_need_whole_rows(cube, stepper):
+@pytest.mark.parametrize("sharding", ["zero1", "zero2"])
+def test_parameters_gathered_once_need_whole_rows(cube, stepper, sharding):
     with pytest.raises(
-        ValueError, match=r'sharding="zero1" is not allowed with mesh.tensor=2: each device computes whole rows'
+        ValueError, match=rf'sharding="{sharding}" is not allowed with mesh.tensor=2: each device computes whole rows'
     ):
-        stepper(cube, is_gathered_once=True)
+        stepper(cube, sharding)
 
 
 def assert_same_update(ours, theirs):
@@ -260,7 +263,7 @@ def test_policies_by_name_recompute_the_products_that_they_do_not_save():
         "dots_except_up": {"up"},
         "dots_except_gate_up": {"gate", "up"},
         "outputs": {"gate", "up", *mixers},
-        "block": {"gate", "up", *mixers, "out_proj", "o_proj", "down"},
+        "block": {"gate", "up", *mixers, "out_proj", "o_proj", "down", "attention"},
     }
     for remat, names in recomputed.items():
         assert {name for name, n in products(remat).items() if n > once[name]} == {"period_input", *names}, remat

@@ -1,4 +1,4 @@
-"""What the tests of surgery share: models, folders of the public layout, small runs."""
+"""What the tests of surgery share: models, folders in Hugging Face format, small runs."""
 
 from pathlib import Path
 

@@ -83,8 +83,8 @@ def test_bases():
         (["--full-attention", "2"], "a subset of the attention layers [1, 3, 5]"),
         (["--full-attention", "some"], "all, none or layer numbers"),
         (["--rope-theta", "-1"], "rope_theta=-1.0 is not allowed"),
-        ([], "nothing changes"),
-        (["--window", "12"], "nothing changes"),
+        ([], "there is nothing to change"),
+        (["--window", "12"], "there is nothing to change"),
     ],
 )
 def test_refusals(model, tmp_path, capsys, options, message):

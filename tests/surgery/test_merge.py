@@ -96,17 +96,17 @@ def refused(argv, capsys):
 
 def test_refusals(models, tmp_path, capsys):
     a, b, out = models / "a", models / "b", tmp_path / "out"
-    assert "Name it with --base" in refused([a, b, out, "--method", "ties"], capsys)
-    assert "linear has no base" in refused([a, b, out, "--base", a], capsys)
+    assert "give --base MODEL" in refused([a, b, out, "--method", "ties"], capsys)
+    assert "linear does not use a base" in refused([a, b, out, "--base", a], capsys)
     assert "slerp needs 2 model(s), not 3" in refused([a, b, a, out, "--method", "slerp"], capsys)
     assert "3 weight(s) for 2 model(s)" in refused([a, b, out, "--weight", "1", "2", "3"], capsys)
     assert "matches no tensor" in refused([a, b, out, "--weights-for", "layer_99=1,1"], capsys)
     assert "must be REGEX=w1,w2" in refused([a, b, out, "--weights-for", "x"], capsys)
     assert "has no finished checkpoint of step 7" in refused([f"{a}-run@7", b, out], capsys)
     assert "only runs with ema_decay" in refused([f"{a}-run@ema", b, out], capsys)
-    assert "has the public layout, which has no steps" in refused([f"{a}@7", b, out], capsys)
+    assert "is in Hugging Face format, which has no steps" in refused([f"{a}@7", b, out], capsys)
     assert "give the models and then the folder" in refused([a], capsys)
-    assert "exists already" in refused([a, b, a], capsys)
+    assert "already exists" in refused([a, b, a], capsys)
     assert not out.exists()
     assert not list(tmp_path.iterdir())
 

@@ -96,11 +96,11 @@ def test_a_pruned_model_generates_and_trains(home, pruned, capsys):
         (["grow", "MODEL", "MODEL", "OUT", "--set", "hidden=8"], "must be FIELD=VALUE"),
         (["grow", "MODEL", "MODEL", "OUT", "--noise", "-1"], "--noise -1.0 is not allowed"),
         (["prune", "MODEL", "plamo-2-1b", "OUT"], "vocab_size is 272 and would be 100000"),
-        (["prune", "MODEL", "MODEL", "OUT", "--set", "hidden_size=12"], "--calibration must name a folder"),
+        (["prune", "MODEL", "MODEL", "OUT", "--set", "hidden_size=12"], "--calibration is missing"),
         (["prune", "MODEL", "MODEL", "OUT", "--set", "hidden_size=64"], "must not be larger"),
         (["prune", "MODEL", "MODEL", "OUT", "--calibration", "nowhere", "--set", "hidden_size=12"], "nowhere"),
         (["prune", "MODEL", "MODEL", "OUT", "--max-parameters", "10"], "fits a budget of 10"),
-        (["prune", "MODEL", "MODEL", "MODEL", "--calibration", "DATA"], "exists already"),
+        (["prune", "MODEL", "MODEL", "MODEL", "--calibration", "DATA"], "already exists"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(home, tmp_path, capsys, argv, message):

@@ -159,7 +159,7 @@ def test_the_ceiling_holds_for_any_lengths(tmp_path_factory, lengths, people, ce
 
 def test_a_ceiling_needs_text_that_people_wrote(inputs, tmp_path):
     with pytest.raises(
-        PlamoError, match=r"max_synthetic_share=0\.5 is not possible: there is no text that people wrote"
+        PlamoError, match=r"max_synthetic_share=0\.5 is not possible, because there is no text written by people"
     ):
         mix(MixConfig(inputs["records"], keep_originals=False), tmp_path / "out")
     assert not (tmp_path / "out").exists()

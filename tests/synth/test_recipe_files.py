@@ -321,7 +321,7 @@ def test_a_recipe_is_tried_on_several_seeds():
     results = try_recipe(open_recipe("word_problems_ja"), seeds)
     assert results == try_recipe(open_recipe("word_problems_ja"), seeds)
     assert len({result[0].text for result in results}) == 5
-    assert try_recipe(recipe(), [SEED]) == [Refusal("request: there is no model: give one")]
+    assert try_recipe(recipe(), [SEED]) == [Refusal("request: the recipe needs a model: give `model`")]
     failing = CannedModel()
     failing._answer = lambda text: RequestError("it failed")
     assert try_recipe(recipe(), [SEED], failing) == [Refusal("request: it failed")]

@@ -292,7 +292,7 @@ def test_a_plan_is_written_before_anything_is_asked(folder, server):
             r"recipes\[0\] has the field 'sample': .* Did you mean samples\?",
         ),
         ("output: o\nrecipes: []", "must be at least one recipe"),
-        ("recipes: [{name: a}]", "lacks the field output"),
+        ("recipes: [{name: a}]", "the field output is missing"),
         ("output: o\nrecipes: [{name: a, seeds: many}]", r"recipes\[0\].seeds is 'many': it must be a whole number"),
         ("output: o\nrecipes: [{name: a}]\nunit_size: 0", "unit_size=0 is not allowed"),
         ("output: [", "is not YAML"),
@@ -311,7 +311,7 @@ def test_a_recipe_without_its_model_is_named(tmp_path, monkeypatch, capsys):
         "output: o\nseeds: {inputs: ['bundled:ja:heldout']}\nrecipes: [{name: rephrase_simple_ja}]"
     )
     assert main(["synth", "c.yaml"]) == 2
-    assert "the recipe rephrase_simple_ja needs a model: add generator" in capsys.readouterr().err
+    assert "the recipe rephrase_simple_ja needs a model: add `generator`" in capsys.readouterr().err
 
 
 def test_the_configuration_of_the_project_is_read():

@@ -83,7 +83,7 @@ def test_a_dry_run_counts_with_the_tokenizer_and_says_so(folder, server, capsys)
     path = write_config(folder, server)
     assert main(["synth", path, "--dry-run"]) == 0
     by_characters = capsys.readouterr().out
-    assert "A token is counted as 3 characters" in by_characters
+    assert "Tokens are estimated as 3 characters each" in by_characters
     tokenizer = byte_tokenizer()
     tokenizer.save(folder / "tokenizer.jsonl")
     path = write_config(folder, server, generator={"tokenizer": "tokenizer.jsonl"})

@@ -183,7 +183,7 @@ def test_other_fields_can_be_verified():
         ([{"copy": {"most": 2.0}}], r"Copy\.most=2\.0 is not allowed: it must be between 0 and 1"),
         ([{"judge": {"least": 2.5}}], r"judge\.least=2\.5 is not allowed: it must be a whole number"),
         ([{"judge": {"least": True}}], r"judge\.least=True is not allowed"),
-        (["score"], r"score lacks the parameter name"),
+        (["score"], r"score: the parameter name is missing"),
         ([{"copy": {}, "judge": {}}], r"it must be a name, or one name with parameters"),
         ([{"copy": [1]}], r"parameters must be an object"),
         ([{"constraints": {"constraints": [{"name": "nosuch"}]}}], r"the checker 'nosuch' is unknown"),

@@ -63,8 +63,8 @@ def test_a_byte_order_mark_is_no_part_of_a_template_and_line_ends_do_not_matter(
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([{"name": "tool_use", "template": "x"}], "no template named default, only tool_use"),
-        ([], "no template named default, only none"),
+        ([{"name": "tool_use", "template": "x"}], "no template named default, but only tool_use"),
+        ([], "no template named default, but only none"),
         ([1], "must be a text or a list"),
         (3, "must be a text or a list"),
         ({"default": 3}, "must be a text or a list"),

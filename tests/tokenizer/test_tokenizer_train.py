@@ -102,7 +102,7 @@ def test_text_full_of_reserved_strings_trains(real_texts):
 def test_too_little_text_is_said():
     with pytest.raises(ValueError, match=r"vocab_size=5000 is not allowed: the text supports at most \d+ rows"):
         train_tokenizer(["短い文。A short text. " * 20], VocabularyOptions(vocab_size=5000), progress=False)
-    with pytest.raises(ValueError, match="every input is empty"):
+    with pytest.raises(ValueError, match="all inputs are empty"):
         train_tokenizer(["", "\0"], OPTIONS, progress=False)
 
 

@@ -79,7 +79,7 @@ def test_show_marks_what_differs_from_the_default(printed):
     assert "  model.mamba_d_conv = 4\n" in text
     _, changed = printed("show", CONFIGS / "demo.py", "--changed")
     assert "mamba_d_conv" not in changed
-    assert "Width of the residual stream." in changed
+    assert "Width of the residual stream (hidden size)." in changed
 
 
 def test_every_field_of_a_run_has_a_help_text():
@@ -129,7 +129,7 @@ def test_validate_checks_a_run_without_writing(make_config, uninterrupted, tmp_p
         ({"tokenizer": Path("no.jsonl")}, "tokenizer=no.jsonl does not exist: every path of a config must exist"),
         ({"heldout": {"ja": Path("no")}}, "heldout['ja']=no does not exist"),
         ({"init_from": Path("no")}, "init_from=no does not exist"),
-        ({"name": "uninterrupted", "seed": 7}, "holds a run of another configuration"),
+        ({"name": "uninterrupted", "seed": 7}, "contains a run with a different configuration"),
     ],
 )
 def test_validate_names_what_is_wrong(fields, message, make_config, uninterrupted, tmp_path, refused):
@@ -145,7 +145,7 @@ def test_validate_refuses_a_vocabulary_that_does_not_fit(make_config, tmp_path, 
 
 def test_validate_and_show_name_files_that_hold_no_config(tmp_path, refused):
     (tmp_path / "a.py").write_text("x = 1\n", encoding="utf-8")
-    assert "sets no configuration" in refused("validate", tmp_path / "a.py")
+    assert "does not set a configuration" in refused("validate", tmp_path / "a.py")
     assert "no.py is not a file" in refused("show", "no.py")
     (tmp_path / "config.json").write_text('{"model_type": "plamo2"}', encoding="utf-8")
     assert "is not the folder of a training run" in refused("diff", tmp_path)

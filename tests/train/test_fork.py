@@ -72,7 +72,7 @@ def test_a_decay_branch_of_the_constant_part(origin):
 def test_other_data_start_at_their_beginning(origin, home):
     data = dataclasses.replace(origin.data, mixture=(MixtureItem(home / "heldout" / "en"),))
     other = dataclasses.replace(origin, name="other", fork=f"{origin.folder}@8", data=data)
-    with pytest.raises(ForkError, match=r"the data are others \(data\.mixture: .*Give fork_data='restart'"):
+    with pytest.raises(ForkError, match=r"the data differ \(data\.mixture: .*Set fork_data='restart'"):
         train(other)
     assert not other.folder.exists()
     other = dataclasses.replace(other, fork_data="restart")
@@ -98,7 +98,7 @@ def test_other_data_start_at_their_beginning(origin, home):
         ({"fork": "{}-not"}, r"origin-not has no finished checkpoint"),
         ({"fork": "{}@12"}, r"steps=12 is not allowed with fork=.*@12: it includes the updates before the fork"),
         ({"fork_data": "begin"}, r"fork_data='begin' is not allowed: it must be one of continue, restart"),
-        ({"data.seed": 5}, r"the data are others \(data\.seed: 5, not 0\)"),
+        ({"data.seed": 5}, r"the data differ \(data\.seed: 5, not 0\)"),
     ],
 )
 def test_what_cannot_be_forked_is_refused_before_anything_is_written(origin, changes, message):
@@ -123,14 +123,14 @@ def test_a_damaged_or_a_bare_checkpoint_is_no_origin(origin, tmp_path):
         train(config)
     bare = tmp_path / "bare"
     checkpoint.save_model(bare, origin.model, params_of(origin))
-    with pytest.raises(ForkError, match=r"holds parameters without the state of an optimizer. Use init_from"):
+    with pytest.raises(ForkError, match=r"has parameters but no optimizer state. Use init_from"):
         train(dataclasses.replace(config, fork=bare))
     assert not config.folder.exists()
 
 
 def test_another_shape_is_named(origin):
     model = dataclasses.replace(origin.model, intermediate_size=64)
-    with pytest.raises(CheckpointError, match=r"tensor .* has shape .*: in this model it must be"):
+    with pytest.raises(CheckpointError, match=r"tensor .* has shape .*: this model requires"):
         train(dataclasses.replace(origin, name="refused_fork", model=model, fork=f"{origin.folder}@4"))
     assert not (origin.output / "refused_fork").exists()
 
@@ -144,7 +144,7 @@ def short(make_config):
 
 
 def test_an_average_that_the_other_run_kept_not_is_refused(short):
-    with pytest.raises(CheckpointError, match="only runs with ema_decay keep a moving average"):
+    with pytest.raises(CheckpointError, match="only runs with ema_decay store a moving average"):
         train(dataclasses.replace(short, name="averaging", ema_decay=0.9, fork=f"{short.folder}@4"))
 
 
@@ -157,7 +157,7 @@ def test_a_complete_run_is_trained_further(short, make_config):
     assert losses(longer) == losses(whole)
     assert_same_params(params_of(longer), params_of(whole))
     assert json.loads((longer.folder / "config.json").read_text())["steps"] == 12
-    with pytest.raises(TrainingError, match=r"another configuration, .*steps: 6, not 12.*fork=RUN@STEP"):
+    with pytest.raises(TrainingError, match=r"a different configuration, .*steps: 6, not 12.*fork=RUN@STEP"):
         train(short)
 
 
@@ -165,7 +165,7 @@ def test_more_steps_may_not_change_rates_of_the_past(origin):
     longer = dataclasses.replace(origin, steps=20)
     before = (origin.folder / "config.json").read_bytes()
     with pytest.raises(
-        TrainingError, match=r"updates 11 to 12 had another learning rate.*--fork .*origin@8 --steps 20$"
+        TrainingError, match=r"updates 11 to 12 had a different learning rate.*--fork .*origin@8 --steps 20$"
     ):
         train(longer)
     assert (origin.folder / "config.json").read_bytes() == before

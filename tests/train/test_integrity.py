@@ -54,7 +54,7 @@ DAMAGES = {
     flip_a_byte: "does not match its checksum",
     delete_a_file: "is missing",
     empty: "is empty",
-    half_written: "cannot be resumed from",
+    half_written: "cannot resume from",
 }
 
 
@@ -98,7 +98,7 @@ def test_with_none_left_the_run_says_so_and_does_not_start_over(copy):
     for step in checkpoint.steps(copy.folder):
         flip_a_byte(copy.folder / "checkpoints" / str(step))
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"no checkpoint left.*12\.damaged, 4\.damaged, 8\.damaged"):
+        with pytest.raises(CheckpointError, match=r"no intact checkpoint.*12\.damaged, 4\.damaged, 8\.damaged"):
             train(copy)
 
 
@@ -129,7 +129,7 @@ RunCheckpoints.save = save_on_a_full_disk
     assert len(error) == 1, lines
     assert "the checkpoint of step 12 could not be written" in error[0]
     assert "File too large" in error[0]
-    assert "Finished checkpoints there: 4, 8" in error[0]
+    assert "Finished checkpoints in this folder: 4, 8" in error[0]
     assert lines == error
     assert train(copy).step == 12
     assert checkpoint.steps(copy.folder) == [4, 8, 12]

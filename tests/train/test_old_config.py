@@ -155,5 +155,5 @@ def test_a_run_of_the_old_form_resumes_and_is_forked_bit_for_bit(uninterrupted, 
     assert record(config) == record(whole)
 
     write_old_form(config)
-    with pytest.raises(TrainingError, match=r"another configuration, .*\(task\.z_loss: 0\.5, not 0\.0001\)"):
+    with pytest.raises(TrainingError, match=r"a different configuration, .*\(task\.z_loss: 0\.5, not 0\.0001\)"):
         train(dataclasses.replace(config, task=Pretrain(0.5)))

@@ -91,7 +91,7 @@ def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
     banner = (
         rf"other: {count:,} parameters; float32 activations\n"
         r"devices: 8 cpu in 1 process\(es\); mesh data=1 fsdp=8 .*; sharding fsdp_tensor\n"
-        r"steps: 2 of 8 x 32 = 256 tokens; about 0\.\d\d epochs of .*/train \([\d,]+ tokens\)\n"
+        r"steps: 2 with 8 x 32 = 256 tokens each; about 0\.\d\d epochs of .*/train \([\d,]+ tokens\)\n"
         r"start: random parameters\n"
         r"compiling the train step \.\.\.\ncompiled in \d+\.\d s\n"
     )

@@ -78,8 +78,8 @@ def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):
         status, lines = finish(processes[1 - victim])
         assert status == PEER_LOST, lines
         assert lines[-1].startswith(f"plamo2 pretrain: process {1 - victim} of 2: "), lines
-        assert "another process is gone" in lines[-1]
-        assert sum("another process is gone" in line for line in lines) == 1, lines
+        assert "another process has ended" in lines[-1]
+        assert sum("another process has ended" in line for line in lines) == 1, lines
         assert checkpoint.latest_step(config.folder) == saved
         if victim == 1:
             assert restores() == {"persistent": 1, "local": 1}

@@ -91,7 +91,7 @@ def test_a_stall_is_told_once_with_all_stacks(tmp_path, capfd):
     text = (tmp_path / "stalls.txt").read_text()
     assert "where_it_hangs" in text
     error = capfd.readouterr().err
-    assert error.count("no step for 0.2 s") == 2
+    assert error.count("no step has finished for 0.2 s") == 2
     assert "where_it_hangs" in error
 
 
@@ -105,4 +105,4 @@ def where_it_hangs(watchdog, folder, stalls):
 
 def told(folder):
     path = folder / "stalls.txt"
-    return path.read_text().count("no step for") if path.exists() else 0
+    return path.read_text().count("no step has finished for") if path.exists() else 0

@@ -241,7 +241,7 @@ def test_the_table_on_a_terminal_ends_with_ctrl_c(run):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not a folder: give a run folder"),
-        (["."], "holds no run and no pipeline"),
+        (["."], "has no run and no pipeline"),
         (["run", "--every", "0"], "--every 0.0 is not allowed: it must be positive"),
         (["run", "--stall-seconds", "nan"], "--stall-seconds nan is not allowed"),
     ],

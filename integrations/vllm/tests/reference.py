@@ -2,11 +2,10 @@
 
 With PLAMO2_MODEL, the path of a run folder, `trained` and `trained_w4a16` are this model and its quantization.
 
-OUT gets a folder of the public layout for each model (`adapter` is a folder of adapters), and for each of them NAME.npz with tokens
+OUT gets a folder in Hugging Face format for each model (`adapter` is a folder of adapters), and for each of them NAME.npz with tokens
 [rows, t], lengths [rows], and logits [rows, t, vocab_size] of `plamo2 logits`, and NAME.jsonl of `plamo2 generate --json`. The rows are
 PROMPTS with their greedy continuations, and two texts longer than the window. Quantized models have the rows of `base`, and
-NAME_bfloat16.npz if their activations are quantized.
-chat.jsonl holds the answers to MESSAGES.
+NAME_bfloat16.npz if their activations are quantized. chat.jsonl holds the answers to MESSAGES.
 """
 
 import contextlib

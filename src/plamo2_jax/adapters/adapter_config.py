@@ -1,7 +1,7 @@
 """Reading and validation of PEFT's adapter_config.json. Only plain LoRA is supported.
 
-A field is read, or ignored because it does not change the merged weights, or refused unless it has the value of plain LoRA. The fields are
-those of LoraConfig in PEFT 0.21. Unknown fields must be null, false or empty.
+A field is read, or ignored because it does not change the merged weights, or refused unless it has the value of plain LoRA. The list has
+the fields of LoraConfig in PEFT 0.21. Unknown fields must be null, false or empty.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
         raise AdapterError(
-            f"{path}: init_lora_weights={shown(start)} is not supported: such adapters belong to a base whose weights were changed "
-            "before training. Convert them to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
+            f"{path}: init_lora_weights={shown(start)} is not supported: such adapters were trained on a base "
+            "with modified weights. Convert them to plain LoRA with PEFT (save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
         )
     unchanged = start is None or isinstance(start, bool) or start in _PLAIN_STARTS
     require("init_lora_weights", unchanged, f"true, false, {', '.join(map(repr, _PLAIN_STARTS))}")

@@ -19,17 +19,17 @@ class LoraConfig:
     """Low-rank adapters (LoRA, arXiv:2106.09685). A field that is out of range raises PlamoError."""
 
     rank: int = 16
-    """Rank r of an adapter."""
+    """Rank of the adapters."""
     alpha: float = 32.0
-    """Adapters are multiplied by alpha / rank."""
+    """Scale of the adapters: they are multiplied by alpha / rank."""
     rank_stabilized: bool = False
     """Multiply by alpha / √rank instead (rsLoRA, arXiv:2312.03732)."""
     dropout: float = 0.0
     """Dropout rate of the adapters' inputs in training."""
     targets: tuple[str, ...] = ("/mixer/", "/mlp/")
-    """Regular expressions. A matrix gets an adapter if one of them matches a part of its description, such as "run_0/layer_1/mixer/o_proj
-    axes=layers,heads,head_dim,embed model.layers.layers.1.mixer.o_proj.weight". Norms, per-head scales, convolutions, embedding and
-    lm_head get none."""
+    """Regular expressions. A matrix gets an adapter if one of them matches part of its description, such as "run_0/layer_1/mixer/o_proj
+    axes=layers,heads,head_dim,embed model.layers.layers.1.mixer.o_proj.weight". Norms, per-head scales, convolutions, embedding and lm_head
+    get none."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the frozen base matrices. bfloat16 halves their memory, and with bfloat16 activations the products are the same."""
 

@@ -27,7 +27,7 @@ def open_model(
     ema: bool = False,
     abstract: Callable[[ModelConfig], Any] | None = None,
 ) -> LoadedModel:
-    """Open a run folder, which may be quantized, a folder of the public layout, or a folder of adapters in PEFT's layout.
+    """Open a run folder, which may be quantized, a folder in Hugging Face format, or a folder of adapters in PEFT's layout.
 
     Adapters are merged into their base: the `init_from` of their run, or the `base_model_name_or_path` of adapter_config.json, which must
     be a folder on this machine.
@@ -45,12 +45,12 @@ def open_model(
     folder, step, ema = name.folder, name.step, name.ema
     if (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         if step is not None or ema:
-            raise AdapterError(f"{folder} has PEFT's layout, which has no steps. Omit the step")
+            raise AdapterError(f"{folder} is in PEFT's layout, which has no steps: remove the step")
         base = read_json_object(folder / PEFT_CONFIG, error=AdapterError).get("base_model_name_or_path")
         if not isinstance(base, str) or not Path(base).is_dir():
             raise AdapterError(
-                f"{folder} holds adapters whose base, {str(base)[:100]!r}, is no folder here. plamo2 lora MODEL {folder} OUT merges them "
-                "into a base that you name"
+                f"{folder} has adapters whose base, {str(base)[:100]!r}, is not a folder on this machine. To "
+                f"merge them into another base, use plamo2 lora MODEL {folder} OUT"
             )
         return merged_model(base, folder)
     if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
@@ -64,24 +64,27 @@ def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
     base = described.get("init_from")
     if not isinstance(base, str):
         raise AdapterError(
-            f"{folder / checkpoint.CONFIG}: init_from must name the base of the adapters, not {str(base)[:100]!r}"
+            f"{folder / checkpoint.CONFIG}: init_from is {str(base)[:100]!r}: it must be the base model of the adapters"
         )
     config, lora, adapters = read_run(folder, step, checkpoint.EMA if ema else checkpoint.PARAMS)
     try:
         params = load_model(base).params
     except ValueError as error:
         raise AdapterError(
-            f"{folder} holds adapters to {base}, which cannot be opened: {error}. plamo2 lora MODEL {folder} OUT merges them into a base "
-            "that you name"
+            f"{folder} has adapters for {base}, which cannot be opened: {error}. To merge them into another "
+            f"base, use plamo2 lora MODEL {folder} OUT"
         ) from error
     shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, abstract_params(Plamo2(config)))]
     if shapes[0] != shapes[1]:
-        raise AdapterError(f"{folder} holds adapters of a model of another shape than {base}")
+        raise AdapterError(
+            f"{folder} has adapters for a model with a different shape than {base}: use the model that the "
+            "adapters were trained on"
+        )
     expected = described.get(checkpoint.BASE_FINGERPRINT)
     if expected is not None and checkpoint.fingerprint(config, params) != expected:
         raise AdapterError(
-            f"{folder} holds adapters to an earlier state of {base}: its weights have changed since. plamo2 lora MODEL {folder} OUT merges "
-            "them into a base that you name"
+            f"{folder} has adapters for an earlier version of {base}, whose weights have changed. To merge "
+            f"them anyway, use plamo2 lora MODEL {folder} OUT"
         )
     merged = Adapters(config, lora).merge(params, adapters)
     return LoadedModel(config, merged, read_tokenizer(folder, config))

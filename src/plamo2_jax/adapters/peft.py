@@ -98,7 +98,10 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if optional_file(folder, name, error=AdapterError) is None:
-            raise AdapterError(f"{folder} holds no adapters: it has no {name}")
+            raise AdapterError(
+                f"{folder} has no adapter: it must have tensors whose names end in lora_A.weight and "
+                f"lora_B.weights: the file {name} is missing"
+            )
     about = read_adapter_config(inside(folder, CONFIG))
     # Periods of one parameter may have adapters of different ranks, or none. They are padded with zeros.
     found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
@@ -116,7 +119,7 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
     targets, leaves = {}, {}
     for path, periods in found.items():
         if path not in splits:
-            raise AdapterError(f"{folder / WEIGHTS}: {path} can have no adapter")
+            raise AdapterError(f"{folder / WEIGHTS}: {path} cannot have an adapter")
         split = splits[path]
         rank = max(len(a) for a, _ in periods.values())
         stacked = [_to_ours(parts[path][i], split, periods.get(i), rank) for i in range(len(parts[path]))]
@@ -136,18 +139,21 @@ def _read_matrices(
         names = [f"{_PREFIX}{module}.lora_{letter}.weight" for letter in "AB"]
         present = [name for name in names if name in stored]
         if len(present) == 1:
-            raise AdapterError(f"{path} has tensor {present[0]} alone: an adapter has lora_A and lora_B")
+            raise AdapterError(
+                f"{path} has only the tensor {present[0]} of an adapter: lora_A and lora_B are both needed"
+            )
         if present:
             adapted[module] = tensor, *(stored.pop(name) for name in names)
     if stored:
-        raise AdapterError(f"{path}: {shown(next(iter(stored)))} belongs to no matrix of this model")
+        raise AdapterError(f"{path}: {shown(next(iter(stored)))} does not belong to a matrix of this model")
     if not adapted:
-        raise AdapterError(f"{path} holds no adapter")
+        raise AdapterError(f"{path} has no adapter")
     modules = list(adapted)
     for module, targeted in zip(modules, about.targets(modules), strict=True):
         if not targeted:
             raise AdapterError(
-                f"{path} has an adapter of {module}, which target_modules of {about.path.name} leaves out"
+                f"{path} has an adapter of {module}, which target_modules in {about.path.name} does not "
+                "include: the folder is inconsistent. Save the adapter again with PEFT"
             )
     ranks_and_scales = about.ranks_and_scales(modules)
     for module, (tensor, *both) in adapted.items():
@@ -155,14 +161,14 @@ def _read_matrices(
         wanted = (rank, tensor.shape[-1]), (tensor.shape[0], rank)
         if len(tensor.shape) != 2 or (both[0].shape, both[1].shape) != wanted:
             raise AdapterError(
-                f"{path}: lora_A and lora_B of {module} have shapes {both[0].shape} and {both[1].shape}, not {wanted} as rank {rank} in "
-                f"{about.path.name} and the model say"
+                f"{path}: lora_A and lora_B of {module} have shapes {both[0].shape} and {both[1].shape}: they must be {wanted}, by "
+                f"rank {rank} in {about.path.name} and the shape of the model"
             )
         a, b = (np.asarray(one.map(0, one.shape), np.float32) for one in both)
         with np.errstate(over="ignore", invalid="ignore"):
             b = b * np.float32(scale)
         if not (is_finite(a) and is_finite(b)):
-            raise AdapterError(f"{path}: the adapter of {module} holds NaN or infinity")
+            raise AdapterError(f"{path}: the adapter of {module} holds NaN or infinity: all values must be finite")
         yield tensor, a, b
 
 
@@ -192,13 +198,16 @@ def read_run(
     """
     fields = checkpoint.lora_of(checkpoint.read_config(run))
     if not isinstance(fields, Mapping):
-        raise AdapterError(f"{run} trained no adapters: its config.json has no lora")
+        raise AdapterError(f"{run} did not train adapters: its config.json has no `lora`")
     config = checkpoint.read_model_config(run)
     try:
         lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
         abstract = Adapters(config, lora).abstract
     except (KeyError, TypeError) as error:
-        raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: lora={shown(fields)} is not what a run writes") from error
+        raise AdapterError(
+            f"{Path(run) / checkpoint.CONFIG}: lora={shown(fields)} is not allowed: it must be an object as a "
+            "training run writes it"
+        ) from error
     except ValueError as error:
         raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: {error}") from error
     return config, lora, checkpoint.restore_params(run, abstract, step, item)
@@ -222,7 +231,7 @@ def read_adapters(
     adapter = name.folder
     if optional_file(adapter, CONFIG, error=AdapterError) is not None:
         if name.step is not None or name.ema:
-            raise AdapterError(f"{adapter} has PEFT's layout, which has no steps. Omit the step")
+            raise AdapterError(f"{adapter} is in PEFT's layout, which has no steps: remove the step")
         targets, adapters, scale = read_peft(adapter, config)
         base = read_adapter_config(inside(Path(adapter), CONFIG)).base
         if base and Path(base).name != ModelName.parse(model).folder.name:
@@ -231,9 +240,12 @@ def read_adapters(
     item = checkpoint.EMA if name.ema else checkpoint.PARAMS
     own, lora, adapters = read_run(adapter, name.step, item)
     if public_tensors(own) != public_tensors(config):
-        raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
+        raise AdapterError(
+            f"{adapter} has adapters for a model with a different shape than {model}: use the model that the "
+            "adapters were trained on"
+        )
     if path := find_nonfinite(adapters):
-        raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity")
+        raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity: all values must be finite")
     return Adapters(own, lora).targets, adapters, lora.scale
 
 
@@ -243,7 +255,7 @@ def merged_model(
     """Open a model, in float32, with adapters merged into its weights.
 
     Args:
-        model: run folder, RUN@STEP or folder of the public layout.
+        model: run folder, RUN@STEP or folder in Hugging Face format.
         adapter: run folder that trained adapters, one of its checkpoints, or a folder in PEFT's layout.
         step: checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
 
@@ -254,7 +266,7 @@ def merged_model(
     targets, adapters, scale = read_adapters(model, loaded.config, adapter, step)
     params = merge(loaded.params, adapters, targets, scale)
     if path := find_nonfinite(params):
-        raise AdapterError(f"{model} and {adapter}: their sum overflows in parameter {path}")
+        raise AdapterError(f"{model} and {adapter}: parameter {path} overflows when the adapter is merged")
     return LoadedModel(loaded.config, params, loaded.tokenizer)
 
 

@@ -90,6 +90,6 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
     found = {path: split for (path, split), match in zip(splits.items(), matches, strict=True) if match is not None}
     if not found:
         raise PlamoError(
-            f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers matches one of these patterns"
+            f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers matches any of these patterns"
         )
     return found

@@ -29,9 +29,9 @@ from plamo2_jax.tokenizer.chat_template import (
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 Truncate = Literal["last", "first", "end", "refuse"]
-"""How to shorten a conversation that is too long. last: remove messages from the end until it fits and ends with an answer. first: remove
-exchanges from the beginning, but keep the system message. end: as last, but cut a single answer that is too long, between two characters;
-it then has no end token. refuse: omit it. A conversation that still does not fit is omitted."""
+"""How to shorten a conversation that is longer than a row. last: remove messages from the end until it fits and ends with an answer. first:
+remove exchanges from the beginning, but keep the system message. end: as last, but cut a single answer that is too long, between two
+characters; it then has no end token. refuse: omit it. A conversation that still does not fit is omitted."""
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def convert_records(
 
 
 def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Conversation]:
-    """Return the conversations of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
+    """Return the conversations of a file, a folder or a pattern; arguments and errors are the same as for `convert_records`."""
     return convert_records(spec, report, to_conversation)
 
 
@@ -110,8 +110,8 @@ def to_conversation(fields: Mapping[str, Any], where: str) -> Conversation:
     messages = check_messages(messages)
     if not any(map(is_trained, messages)):
         answers = sum(message["role"] == "assistant" for message in messages)
-        marked = "every message of the assistant is marked not to be trained on"
-        raise UnreadableRecord("no answer", marked if answers else "there is no message of the assistant")
+        marked = "all messages of the assistant are marked as not trained"
+        raise UnreadableRecord("no answer", marked if answers else "the conversation has no message of the assistant")
     return Conversation(messages, where, further_fields(fields, used))
 
 
@@ -219,7 +219,8 @@ def trained_tokens(chat: EncodedChat, answers: Sequence[bool]) -> np.ndarray:
         return chat.answer > 0
     if chat.answer.max(initial=0) != len(answers):
         detail = (
-            f"the chat template marks {chat.answer.max(initial=0)} texts for {len(answers)} messages of the assistant"
+            f"the chat template marks {chat.answer.max(initial=0)} passages for {len(answers)} messages of the "
+            "assistant: it must mark each message"
         )
         raise UnreadableRecord("message marked not to be trained on", detail)
     return np.array([False, *answers])[chat.answer]

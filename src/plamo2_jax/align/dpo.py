@@ -1,8 +1,8 @@
 """Preference losses of the DPO family, computed from the log-probabilities of answers under policy and reference.
 
 A loss is a function of `Pairs`, which are arrays [n], and returns the loss of each place, [n]. `preference_loss` returns the mean of a
-weighted sum of losses. In the formulas, r_w = log π(y_w) − log π_ref(y_w) is the log-ratio of the chosen answer, r_l that of the rejected
-answer, and σ the logistic function.
+weighted sum of losses. In the formulas, r_w = log π(y_w) − log π_ref(y_w) is the log-ratio of the chosen answer, r_l the log-ratio of the
+rejected answer, and σ the logistic function.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class PreferenceConfig:
     """
 
     losses: tuple[Loss, ...] = ("sigmoid",)
-    """Terms of the loss; see plamo2_jax.align.dpo. RPO is sigmoid and nll, ORPO is nll and orpo."""
+    """Terms of the loss (docs/post_training.md). RPO is sigmoid and nll; ORPO is nll and orpo."""
     weights: tuple[float, ...] = ()
-    """Weight of each term, in the same order; empty: all 1."""
+    """Weight of each loss, in the same order; empty: all 1."""
     beta: float = 0.1
     """Scale β of the log-ratios. A larger value keeps the policy closer to the reference. SimPO needs 2 to 2.5."""
     label_smoothing: float = 0.0
@@ -275,8 +275,8 @@ def preference_loss(pairs: Pairs, config: PreferenceConfig) -> tuple[Float[Array
     Returns:
         The loss (0 without answers), and sums that can be added over batches; all are float32 scalars. Counts: `weight` (pairs and single
         answers), `pairs`, `count_chosen`, `count_rejected`. Sums over chosen and over rejected answers, with the suffixes `_chosen` and
-        `_rejected`: `reward` (β r), `log_ratio` (r), `log_prob`, `length`. Sums over pairs: `reward_margin`, and `reward_accuracy` (1 for
-        a margin above 0, ½ for a tie). If no loss reads a reference, there are no log-ratios, and the reward is that of SimPO: β times
+        `_rejected`: `reward` (β r), `log_ratio` (r), `log_prob`, `length`. Sums over pairs: `reward_margin`, and `reward_accuracy` (1 for a
+        margin above 0, ½ for a tie). If no loss reads a reference, there are no log-ratios, and the reward is defined as in SimPO: β times
         the mean log-probability of a token.
     """
     total = sum(weight * LOSSES[name](pairs, config) for name, weight in config.terms.items())

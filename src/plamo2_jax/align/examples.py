@@ -33,7 +33,7 @@ class Examples:
         examples: dicts with the same names; the arrays of an example have the same length of at least 1.
 
     Raises:
-        PlamoError: there is no example.
+        PlamoError: there is no example: at least one is needed.
     """
 
     def __init__(self, examples: Sequence[Mapping[str, np.ndarray]]):

@@ -58,7 +58,9 @@ def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
     # In a record with a conversation, a number may be a class of the text.
     disliked = (0, "0", "false", "False") if conversation_field(fields) is None else ()
     if label is False or label in disliked:
-        raise UnreadableRecord("disliked answer", "the label is false: only plamo2 dpo can train on such an answer")
+        raise UnreadableRecord(
+            "disliked answer", "the label is false: a disliked answer can only be used with plamo2 dpo"
+        )
     name = conversation_field(fields)
     if name is not None:
         return with_system(fields, read_messages(fields[name], name)), {name}
@@ -78,7 +80,9 @@ def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
     messages, used = question
     if field is None:
         if _filled(fields, ("chosen", "rejected")):
-            raise UnreadableRecord("no conversation", "chosen and rejected are preference data; train with plamo2 dpo")
+            raise UnreadableRecord(
+                "no conversation", "chosen and rejected are preference data: train on them with plamo2 dpo"
+            )
         field = next((name for name in ANSWERS if name in fields), ANSWERS[0])
         raise UnreadableRecord("empty message", f"the field {field} must be text that is not empty")
     answer = said(answer, "assistant", field, after_label=is_labelled(fields.get("prompt")))
@@ -226,7 +230,9 @@ def split_prompt(
         if prompt[0]["role"] == "system" != shared[0]["role"]:
             shared = [prompt[0], *shared]
         elif prompt[0]["role"] == "system" and prompt[0] != shared[0]:
-            raise UnreadableRecord("two system messages", "the prompt and the conversations have different ones")
+            raise UnreadableRecord(
+                "two system messages", "the prompt and the conversations have different system messages"
+            )
     return shared, rest
 
 

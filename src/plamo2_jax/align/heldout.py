@@ -39,7 +39,7 @@ def measure_heldout(
     """Measure a model on held-out data, and the compressor xz on the same text.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters.
+        model: run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters.
         heldout: paths by name: folders of shards, or text or conversations, which are tokenized.
         step: checkpoint of a run folder; None: the step in `model`, or else the newest.
         tokenizer: tokenizer.jsonl, or its folder, instead of the model's own.
@@ -54,7 +54,7 @@ def measure_heldout(
     loaded = open_model(model, step=step)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
-        raise PlamoError(f"{model} has no tokenizer.jsonl; name one with --tokenizer")
+        raise PlamoError(f"{model} has no tokenizer.jsonl: add --tokenizer FILE")
     folder = ModelName.parse(model).folder
     length = training_length(folder) if sequence_length is None else sequence_length
     if template is None:

@@ -5,7 +5,7 @@
     OUTPUT/round_N/train/         training run on these pairs; its reference is the current model (Iterative Reasoning Preference
                                   Optimization, arXiv:2404.19733; Self-Rewarding Language Models, arXiv:2401.10020)
     OUTPUT/round_N/round.json     results of the round
-    OUTPUT/round_N/model/         current and trained model, merged: the model of the next round, a folder of the public layout
+    OUTPUT/round_N/model/         current and trained model, merged: the model of the next round, a folder in Hugging Face format
 
 Finished stages are skipped, and an interrupted stage is resumed. Rerun the command to resume.
 """
@@ -43,7 +43,7 @@ class IterativeDpoConfig:
     output: Path
     """Output folder."""
     start: Path
-    """Model of the first round: run folder, RUN@STEP, RUN@ema or folder of the public layout."""
+    """Model of the first round: run folder, RUN@STEP, RUN@ema or folder in Hugging Face format."""
     preference_data: PreferenceDataConfig
     """Settings of the preference data. Each round sets `policy.model`, `policy.template` (to `train.task.pairs.template`), `output`, and
     `seed`, which increases by 1 per round."""
@@ -52,20 +52,20 @@ class IterativeDpoConfig:
     rounds: int = 2
     """Number of rounds. You can increase it later."""
     merge: MergeConfig = dataclasses.field(default_factory=lambda: MergeConfig("linear", (0.5, 0.5)))
-    """How the current and the trained model, in this order, are merged into the model of the next round: linear, slerp or karcher. Weights
-    0 1 take the trained model alone."""
+    """Merging of the current and the trained model, in this order, into the model of the next round: linear, slerp or karcher. Weights 0 1
+    use the trained model only."""
 
     def __post_init__(self) -> None:
         require(self, "rounds", self.rounds >= 1, "at least 1")
         require(self, "merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
         self.merge.check(2, base=False)
-        unset = "none here, because the policy is the current model"
+        unset = "None, because the policy is the current model"
         require(self, "preference_data.policy.url", self.preference_data.policy.url is None, unset)
         require(self, "train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
-        require(self, "train.task.lora", self.train.task.lora is None, "none here: a round trains a whole model")
+        require(self, "train.task.lora", self.train.task.lora is None, "None, because a round trains a full model")
         for name in ("reference", "reference_log_probs"):
             given = getattr(self.train.task, name)
-            require(self, f"train.task.{name}", given is None, "none here, because the reference is the current model")
+            require(self, f"train.task.{name}", given is None, "None, because the reference is the current model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,4 +175,6 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
     found = [line for name in kept[:3] for line in differences(current[name], stored[name])]
     found += differences(current["train"], training, frozenset(free_fields(config.train)))
     if found:
-        raise PlamoError(f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}")
+        raise PlamoError(
+            f"{path.parent} contains rounds of a different configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
+        )

@@ -83,7 +83,7 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
         except UnicodeEncodeError as error:
             raise UnreadableRecord("lone surrogate", f"message {number}, character {error.start}") from None
     if messages[0]["role"] == "assistant":
-        raise UnreadableRecord("answer without a question", "message 1 is of the assistant; it must be of the user")
+        raise UnreadableRecord("answer without a question", "message 1 is from the assistant: it must be from the user")
     return tuple(messages)
 
 
@@ -281,7 +281,7 @@ def _mark(fields: Mapping[str, Any], where: str) -> bool:
     """Return whether a message is trained on. Without a mark it is."""
     if fields.get("train_detail"):
         raise UnreadableRecord(
-            "part of a message marked", f"{where} has train_detail; only whole messages can be left out"
+            "part of a message marked", f"{where} has train_detail; only whole messages can be excluded from training"
         )
     said = {}
     for name in fields:

@@ -50,7 +50,7 @@ class Pair:
 
 
 def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
-    """Return the pairs and single answers of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
+    """Return the pairs and single answers of a file, a folder or a pattern; arguments and errors are the same as for `convert_records`."""
     return chat.convert_records(spec, report, to_pair)
 
 
@@ -192,7 +192,7 @@ def _encode_side(
     trained = chat.trained_tokens(whole, [True] * before + marks)
     weights = (trained & (whole.answer > before)).astype(np.float32)[1:]
     if not weights.any():
-        raise UnreadableRecord("no answer", "the chat template marks no text of it as the assistant's")
+        raise UnreadableRecord("no answer", "the chat template marks no part of it as the assistant's text")
     # Tokens after the last answer have weight 0 and are dropped.
     end = int(np.flatnonzero(weights)[-1]) + 1
     return {"tokens": whole.ids[:-1][:end], "targets": whole.ids[1:][:end], "weights": weights[:end]}

@@ -22,13 +22,13 @@ _SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class RecordsConfig:
-    """How records of conversations or answers are read."""
+    """Settings for reading records of conversations or answers."""
 
     template: str = "chat"
     """Chat template: `chat`, `translate`, a Jinja file, or a folder with chat_template.jinja. It is copied to the run folder."""
     max_bad_rate: float = dataclasses.field(default=0.01, metadata=FREE)
-    """Largest allowed share of bad records. Bad records are omitted; their number and the first few are printed. 0: the first bad record
-    ends the run."""
+    """Largest allowed share of bad records. Bad records are skipped, and their number and the first few are printed. 0: the first bad
+    record ends the run."""
 
     def __post_init__(self) -> None:
         require(self, "max_bad_rate", 0 <= self.max_bad_rate < 1, "in [0, 1)")
@@ -62,7 +62,7 @@ def naming_limit(option: str) -> Iterator[None]:
     try:
         yield
     except TooManyBadRecordsError as error:
-        raise TooManyBadRecordsError(f"{error}. Correct them, or raise {option}") from None
+        raise TooManyBadRecordsError(f"{error}. Correct the records, or raise {option}") from None
 
 
 def log_record_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:

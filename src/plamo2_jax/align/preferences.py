@@ -40,11 +40,11 @@ MOST_KL_EXPONENT = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig(RecordsConfig):
-    """How pairs become rows."""
+    """Packing of pairs into rows."""
 
     truncate: PairTruncate = "first"
-    """How to shorten a pair, or a single answer, that is longer than a row with its prompts. first: remove the first exchanges of the
-    prompt. refuse: omit it. Answers are never cut. Records that still do not fit are omitted and counted."""
+    """How to shorten a pair or a single answer that is longer than a row. first: remove the first exchanges of the prompt. refuse: skip the
+    record. Answers are never cut. Records that still do not fit are skipped and counted."""
     max_pairs: int = 16
     """Largest number of pairs or single answers in a row."""
 
@@ -67,10 +67,10 @@ def preference_loss_fn(
 ) -> LossFn:
     """Return the loss function of packed pairs. The loss is a mean over pairs and single answers.
 
-    The sums are those of `dpo.preference_loss`, and `tokens`, the number of answer tokens. With a reference there are two more sums over
-    the answer tokens, where d = log π_ref − log π of a token. `log_ratio` is Σ −d. `kl` is Σ exp(d) − 1 − d, Schulman's estimator k3 of
-    KL(π ‖ π_ref). The answers come from the data and not from the policy, so `kl` is a distance and not an unbiased estimate. d is clipped
-    at `MOST_KL_EXPONENT`, where a token adds 142 nats, because otherwise very unlikely tokens would dominate the sum.
+    The sums are the same as in `dpo.preference_loss`, plus `tokens`, the number of answer tokens. With a reference there are two more sums
+    over the answer tokens, where d = log π_ref − log π of a token. `log_ratio` is Σ −d. `kl` is Σ exp(d) − 1 − d, Schulman's estimator k3
+    of KL(π ‖ π_ref). The answers come from the data and not from the policy, so `kl` is a distance and not an unbiased estimate. d is
+    clipped at `MOST_KL_EXPONENT`, where a token adds 142 nats, because otherwise very unlikely tokens would dominate the sum.
 
     Args:
         chunk: positions of each row whose logits exist at a time; None: all.
@@ -112,7 +112,7 @@ def preference_evaluator(loss_fn: LossFn) -> Callable[..., PreferenceResult]:
         sums = [jax.device_get(sums_of(params, batch, frozen)) for batch in batches]
         totals = {name: sum(float(some[name]) for some in sums) for name in (sums[0] if sums else {})}
         if not totals.get("weight"):
-            raise PlamoError("the held-out data hold no pair and no answer")
+            raise PlamoError("the held-out data have no pair and no answer: at least one is needed")
         totals.pop("tokens")
         counts = {name: totals[name] for name in ("pairs", "count_chosen", "count_rejected")}
         return PreferenceResult(counts | means(totals, OVER))
@@ -130,18 +130,18 @@ class Dpo(TaskConfig):
     kind: ClassVar[str] = "dpo"
 
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
-    """How pairs become rows."""
+    """Packing of pairs into rows."""
     preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
     """The losses and their settings."""
     reference: Path | None = None
-    """Reference model of the same shape: run folder or folder of the public layout; none: init_from."""
+    """Reference model with the same shape: run folder or folder in Hugging Face format; none: init_from."""
     reference_log_probs: Path | None = dataclasses.field(default=None, metadata=FREE)
     """Folder for the log-probabilities of the reference. The first run computes and writes them; later runs read them. None: the reference
-    runs beside the policy, which needs its memory and a third of the time."""
+    runs together with the policy, which costs its memory and a third of the time."""
     lora: LoraConfig | None = None
-    """Train adapters instead of the model. The reference is then the model without adapters, which needs no more memory."""
+    """Train LoRA adapters instead of the model. The reference is then the model without adapters, which needs no extra memory."""
     samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig, metadata=FREE)
-    """Prompts that the model answers at every evaluation."""
+    """Prompts for sample answers at every evaluation."""
 
     def check(self, run: RunConfig) -> None:
         """Raise PlamoError if the other fields of the run do not fit the task, or a reference is missing or not needed."""
@@ -150,7 +150,7 @@ class Dpo(TaskConfig):
         given = self.reference is not None or run.init_from is not None
         require(self, "reference", given or not needs, "given without init_from")
         for name in ("reference", "reference_log_probs"):
-            require(self, name, needs or getattr(self, name) is None, "none where no loss reads a reference")
+            require(self, name, needs or getattr(self, name) is None, "None, because no loss uses a reference")
 
     def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
         """Make the task. Write the log-probabilities of the reference if they are to be stored and do not exist yet.
@@ -189,8 +189,10 @@ class Dpo(TaskConfig):
             params = context.load_params(self.reference or run.init_from)
         if not (folder / MANIFEST).is_file():
             if jax.process_count() > 1:
-                raise PlamoError(f"{folder} holds no log-probabilities yet; write them with a job of one process first")
-            print(f"writing the reference's log-probabilities to {folder}", file=sys.stderr)
+                raise PlamoError(f"{folder} has no log-probabilities yet: write them with a job of one process first")
+            print(
+                f"computing the log-probabilities of the reference model and writing them to {folder}", file=sys.stderr
+            )
             template = ChatTemplate.load(self.pairs.template)
             paths = dict.fromkeys([*(item.path for item in run.data.mixture), *run.heldout.values()])
             shape = (max(1, run.data.batch_size // run.accumulation), run.data.sequence_length)
@@ -248,7 +250,10 @@ def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tok
     single = any(element["role"][0] == element["role"][-1] for element in elements)
     log_record_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:
-        raise PlamoError(f"{path} holds no pair and no answer of at most {limit} tokens with the prompts")
+        raise PlamoError(
+            f"{path} has no pair and no answer that fits into {limit} tokens with its prompt: raise "
+            "data.sequence_length"
+        )
     return Examples(elements)
 
 

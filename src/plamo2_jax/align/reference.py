@@ -55,7 +55,7 @@ class ReferenceLogProbs:
         folder = Path(folder)
         path = optional_file(folder, MANIFEST, error=ReferenceLogProbsError)
         if path is None:
-            raise ReferenceLogProbsError(f"{folder} holds no log-probabilities of a reference: it has no {MANIFEST}")
+            raise ReferenceLogProbsError(f"{folder} is not a folder of log-probabilities: it has no {MANIFEST}")
         manifest = read_json_object(path, error=ReferenceLogProbsError)
         _check(path, manifest)
         return cls(folder, manifest)
@@ -65,8 +65,8 @@ class ReferenceLogProbs:
         for name, value in (("reference", reference), ("tokenizer", tokenizer)):
             if self.manifest[name] != value:
                 raise ReferenceLogProbsError(
-                    f"{self.folder} was written for the {name} {self.manifest[name][:60]}, not for this run's {value}; remove it or "
-                    "name another folder"
+                    f"{self.folder} was written for the {name} {self.manifest[name][:60]}, but this run "
+                    f"uses {value}. Delete the folder, or choose another one"
                 )
 
     def of(self, examples: str) -> np.ndarray:
@@ -81,8 +81,8 @@ class ReferenceLogProbs:
                 return self._values[start : start + part["positions"]]
             start += part["positions"]
         raise ReferenceLogProbsError(
-            f"{self.folder} holds nothing for these pairs: the data, their template or their truncation are others; remove it or name "
-            "another folder"
+            f"{self.folder} has no log-probabilities for these pairs, because the data, the chat template or "
+            "the truncation has changed. Delete the folder, or choose another one"
         )
 
 

@@ -40,7 +40,7 @@ class SamplesConfig:
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(temperature=0.0))
     """Sampling of the answers, greedy by default."""
     max_new_tokens: int = 128
-    """Largest number of tokens of an answer."""
+    """Maximum number of tokens of an answer."""
 
     def __post_init__(self) -> None:
         texts = all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts)
@@ -82,8 +82,8 @@ class SampleWriter:
                 )
             if found := self._tokenizer.control_strings_in(prompt):
                 print(
-                    f"warning: {', '.join(found)} in samples.prompts[{number}] is read as text, not as a control token; the chat template"
-                    " writes control tokens",
+                    f"warning: {', '.join(found)} in samples.prompts[{number}] is encoded as text, not as a "
+                    "control token; only the chat template can write control tokens",
                     file=sys.stderr,
                 )
         self._stop = StopConfig(

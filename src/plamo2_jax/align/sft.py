@@ -39,14 +39,14 @@ COLLATOR = Collator(("tokens", "targets", "weights"))
 
 @dataclasses.dataclass(frozen=True)
 class ChatConfig(RecordsConfig):
-    """How conversations become rows."""
+    """Packing of conversations into rows."""
 
     truncate: Truncate = "last"
     """How to shorten a conversation that is longer than a row. last: remove its last messages. first: remove its first exchanges and keep
-    the system message. end: as last, and cut a single answer that is too long. refuse: omit it. Conversations that still do not fit are
-    omitted and counted."""
+    the system message. end: as last, and cut a single answer that is too long. refuse: skip it. Conversations that still do not fit are
+    skipped and counted."""
     weighting: Weighting = "token"
-    """token: every trained token has the same weight. conversation: every conversation has the same weight."""
+    """Weights in the loss. token: every trained token has the same weight. conversation: every conversation has the same weight."""
 
 
 def noise_scale(segment_ids: Array, hidden_size: int, alpha: float) -> Float[Array, "b t"]:
@@ -73,16 +73,16 @@ class Sft(TaskConfig):
     kind: ClassVar[str] = "sft"
 
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
-    """How conversations become rows."""
+    """Packing of conversations into rows."""
     z_loss: float = 1e-4
-    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+    """Coefficient of the z-loss log(Z)², which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
     neftune_alpha: float = 0.0
     """NEFTune (arXiv:2310.05914): adds uniform noise of alpha / √(tokens of the conversation × hidden_size) to the embedded tokens.
     Usual values are 5 to 15; 0 turns it off."""
     lora: LoraConfig | None = None
-    """Train adapters instead of the model."""
+    """Train LoRA adapters instead of the model."""
     samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig, metadata=FREE)
-    """Prompts that the model answers at every evaluation."""
+    """Prompts for sample answers at every evaluation."""
 
     def __post_init__(self) -> None:
         for name in ("z_loss", "neftune_alpha"):
@@ -156,6 +156,9 @@ def read_examples(
     examples, counts = encode_all(conversations, template, tokenizer, limit, config.truncate, report)
     log_record_counts(path, "conversations", counts, report)
     if not examples:
-        raise PlamoError(f"{path} holds no conversation of at most {limit} tokens")
+        raise PlamoError(
+            f"{path} has no conversation of at most {limit} tokens: raise data.sequence_length, or use another "
+            "chat.truncate"
+        )
     trained = sum(int(example.trained[1:].sum()) for example in examples)
     return Examples([to_element(example, config.weighting) for example in examples]), trained

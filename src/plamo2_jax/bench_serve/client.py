@@ -117,7 +117,7 @@ class Client:
             except Failure as error:
                 raise PlamoError(f"the models of the server cannot be listed ({error.kind}): {error}") from None
             except (KeyError, IndexError, TypeError):
-                raise PlamoError("the server lists no model: name one with --model") from None
+                raise PlamoError("the server lists no model: give --model NAME") from None
         return self.model
 
     async def tokenize(self, text: str) -> list[int] | None:

@@ -1,6 +1,6 @@
 """HTTP requests on asyncio streams: one connection each, the body given as it arrives.
 
-The standard library has no asynchronous HTTP client, and a thread for each of a thousand streams would disturb what is measured.
+The standard library has no asynchronous HTTP client, and a thread for each of a thousand streams would disturb the measurement.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ async def measure(client: Client, config: BenchConfig, on_end: Callable[[Record]
         record = Record(index, output_tokens[index])
         await client.send(record, await maker.make(prompt_tokens[index]))
         if record.error is not None:
-            raise PlamoError(f"the warm-up request fails ({record.error}): {record.detail}")
+            raise PlamoError(f"the warm-up request failed ({record.error}): {record.detail}")
     records = await run_load(client, config, prompts, output_tokens, on_end)
     records.sort(key=lambda record: record.index)
     return Result(model, maker.unit, records, summarize(records, config))

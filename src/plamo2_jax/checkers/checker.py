@@ -54,7 +54,7 @@ class Checker:
 
     name: str
     summary: str
-    """One line for the table in the documentation: what a text must be like to pass."""
+    """One line for the table in the documentation: the condition that a text must meet."""
     function: Callable[..., bool]
     """Takes the text and the parameters by name. It depends on nothing else, raises nothing, and takes time linear in the text."""
     parameters: Mapping[str, Parameter]

@@ -1,1 +1,1 @@
-"""The plamo2 command: one thin file a verb."""
+"""The plamo2 command, with one module per subcommand."""

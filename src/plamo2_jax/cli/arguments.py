@@ -1,4 +1,4 @@
-"""Command lines of the verbs: parsing with tyro, and one-sentence errors for unknown options and commands.
+"""Parsing of command lines with tyro, and one-sentence errors for unknown options and commands.
 
 This module imports tyro, which is slow, so import it only where it is needed.
 """
@@ -21,7 +21,7 @@ import tyro
 from plamo2_jax.errors import PlamoError
 
 GROUPS = ("tokenizer", "data", "convert", "launch", "config")
-"""Verbs whose first argument is a subcommand. Their modules list the subcommands in SUBCOMMANDS."""
+"""Commands whose first argument is a subcommand. Their modules list the subcommands in SUBCOMMANDS."""
 
 
 def parse(
@@ -136,7 +136,7 @@ def call(function: Callable[..., Any], argv: Sequence[str], prog: str) -> Any:
 
 
 def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[str], prog: str) -> Any:
-    """Call the subcommand named by the first argument with the other arguments, and return its result.
+    """Call the subcommand that the first argument names, and return its result.
 
     Raises:
         PlamoError: There is no such subcommand, or an option is unknown.
@@ -166,7 +166,7 @@ def require_command(name: str, commands: Iterable[str], prog: str) -> None:
 
 
 def closest_commands(word: str, verbs: Iterable[str]) -> str:
-    """Return commands with a name close to an unknown verb, such as "plamo2 data clean", or "" if none is close."""
+    """Return commands with a name close to an unknown command, such as "plamo2 data clean", or "" if none is close."""
     commands = {f"plamo2 {verb}": verb for verb in verbs}
     for group in GROUPS:
         module = importlib.import_module(f"plamo2_jax.cli.{group}")
@@ -182,7 +182,7 @@ def closest_commands(word: str, verbs: Iterable[str]) -> str:
 def _unknown_sentence(unknown: Sequence[str], known: Sequence[str], prog: str) -> str:
     option = next((word for word in unknown if word.startswith("-")), None)
     if option is None:
-        return f"unexpected argument {_shown(unknown[0])}; {prog} --help shows what it takes"
+        return f"unexpected argument {_shown(unknown[0])}; {prog} --help lists the arguments"
     name = option.partition("=")[0]
     # The help may mention an option of another command.
     known = [each for each in known if each != name]

@@ -16,10 +16,10 @@ from plamo2_jax.errors import PlamoError
 class BenchServeOptions:
     """Measure an OpenAI-compatible server under load: plamo2 serve, vLLM, llama.cpp.
 
-    With --rate, requests arrive at random times (a Poisson process) however busy the server is. Without it, --concurrency requests are
-    in flight all the time. Prompts are texts of the bundled corpus; they differ after the shared prefix.
+    With --rate, requests arrive at random times (a Poisson process) and do not wait for earlier responses. Otherwise, --concurrency
+    requests are always in flight. Prompts are texts from the bundled corpus; they differ after the shared prefix.
 
-    Lengths are a number, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.
+    A length is a number, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.
 
     Prints a table and writes OUTPUT/results.json and OUTPUT/load.png.
     """
@@ -27,39 +27,40 @@ class BenchServeOptions:
     url: Annotated[str, tyro.conf.Positional]
     """Address of the server, such as http://127.0.0.1:8000."""
     output: Path
-    """Folder to make; it must not exist or be empty."""
+    """Folder to create: it must not exist, or it must be empty."""
     rate: float | None = None
     """Open loop: requests per second, on average."""
     concurrency: int | None = None
-    """Closed loop: requests in flight; 1 where neither this nor --rate is given."""
+    """Closed loop: number of concurrent requests. Default: 1, unless --rate is given."""
     requests: int = 100
-    """Maximum number of requests."""
+    """Maximum number of requests in the measurement."""
     duration: float = 600.0
-    """Seconds after which no further request is sent."""
+    """Time after which no new request is sent, in seconds."""
     prompt_tokens: str = "256"
-    """Lengths of prompts in tokens, without the shared prefix and the chat template. Without /tokenize on the server, in words."""
+    """Prompt length in tokens, without the shared prefix and the chat template. If the server has no /tokenize endpoint, the length is in
+    words."""
     output_tokens: str = "128"
-    """Lengths of answers in tokens at most."""
+    """Maximum length of an answer, in tokens."""
     ignore_eos: bool = False
-    """Ask for answers of exactly --output-tokens. OpenAI's API lacks this; vLLM, llama.cpp and plamo2 serve have it."""
+    """Request answers of exactly --output-tokens tokens. OpenAI's API does not support this; vLLM, llama.cpp and plamo2 serve do."""
     shared_prefix: int = 0
-    """Tokens at the beginning that all prompts share, to measure a prefix cache."""
+    """Number of tokens at the beginning that all prompts share, to measure a prefix cache."""
     language: Literal["ja", "en"] | None = None
-    """Language of the prompts; left out, both."""
+    """Language of the prompts. Default: both."""
     endpoint: Literal["chat", "completions"] = "chat"
     """chat: /v1/chat/completions. completions: /v1/completions, for base models."""
     temperature: float = 0.8
-    """Temperature of the requests."""
+    """Sampling temperature of the requests."""
     slo_ttft: float | None = None
-    """Goodput counts requests whose first text comes within so many milliseconds."""
+    """Service level objective for goodput: maximum time to first token, in milliseconds."""
     slo_itl: float | None = None
-    """Goodput counts requests with at most so many milliseconds between two tokens, on average over the request."""
+    """Service level objective for goodput: maximum mean time between two tokens of a request, in milliseconds."""
     warmup: int = 2
-    """Requests before the measurement, which are not counted."""
+    """Number of requests before the measurement starts."""
     timeout: float = 300.0
-    """Seconds for one request."""
+    """Maximum time of one request, in seconds."""
     model: str | None = None
-    """Name of the model; left out, the first one that the server lists."""
+    """Name of the model. Default: the first model that the server lists."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key."""
     seed: int = 0
@@ -67,10 +68,10 @@ class BenchServeOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb. The exit status is 1 if no request was answered."""
+    """Run the command. The exit status is 1 if no request was answered."""
     options = parse(BenchServeOptions, argv, "plamo2 bench-serve")
     if options.rate is not None and options.concurrency is not None:
-        raise PlamoError("--rate and --concurrency exclude each other: give one of them")
+        raise PlamoError("--rate and --concurrency cannot be combined: give only one of them")
     from plamo2_jax.bench_serve.client import Client, Record
     from plamo2_jax.bench_serve.config import BenchConfig
     from plamo2_jax.bench_serve.lengths import Lengths

@@ -26,46 +26,46 @@ class ChatOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, a folder of adapters, or the address of a server
+    """A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, a folder of adapters, or the address of a server
     (http://HOST:PORT)."""
     system: str | None = None
     """System message."""
     max_new_tokens: int = 1024
     """Maximum number of tokens of an answer."""
     temperature: float = 0.8
-    """Divisor of the logits; 0 always takes the likeliest token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_k: int | None = None
-    """Sample from the k likeliest tokens."""
+    """Sample from the k most likely tokens."""
     top_p: float = 0.95
-    """Sample from the likeliest tokens that together reach this probability; 1 is off."""
+    """Sample from the most likely tokens that together reach this probability; 1 is off."""
     min_p: float = 0.0
-    """Sample from tokens at least this fraction as likely as the likeliest; 0 is off."""
+    """Sample from tokens with at least this fraction of the largest probability; 0 is off."""
     repetition_penalty: float = 1.0
     """Values above 1 make tokens of the conversation less likely."""
     seed: int | None = None
-    """Random seed; left out, each answer gets another one."""
+    """Random seed. Default: a new seed for each answer."""
     template: str | None = None
     """Folder: chat template (chat, translate, a Jinja file, or a folder that has one). Default: the model's own, or chat if the model
     has no template."""
     max_length: int = 8192
-    """Folder: tokens of a conversation at most; never more than the model's max_position_embeddings."""
+    """Folder: maximum number of tokens of a conversation, limited by the model's max_position_embeddings."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Folder: dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    """Folder: dtype of activations and matrices. Default: float32 on CPU, bfloat16 elsewhere."""
     kv_cache: Literal["int8"] | None = None
     """Folder: dtype of cached keys and values. int8 needs about a quarter of the memory of float32. Default: the dtype of the
     activations."""
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
-    """Folder: devices that the model is divided over."""
+    """Folder: devices over which the model is sharded."""
     name: str | None = None
-    """Server: name of the model; left out, the first one that the server lists."""
+    """Server: name of the model. Default: the first model that the server lists."""
     api_key_env: str | None = None
     """Server: name of the environment variable that holds the API key."""
     timeout: float = 600.0
-    """Server: seconds for one answer."""
+    """Server: maximum time of one answer, in seconds."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(ChatOptions, argv, "plamo2 chat")
     from plamo2_jax.cli.chat_session import ChatSession
     from plamo2_jax.engine.sampling import SamplingConfig
@@ -107,9 +107,7 @@ def open_chat(options: ChatOptions) -> StreamingChat:
     from plamo2_jax.models.local_stream import LocalChatStream
 
     template = open_template(Path(options.model), options.template)
-    print(
-        f"opening {options.model}; the first answers take longer, because their programs are compiled", file=sys.stderr
-    )
+    print(f"loading {options.model}; the first answers take longer, because JAX compiles the model", file=sys.stderr)
     generator, _ = open_generator(
         options.model, dtype=options.dtype, mesh=options.mesh.make(), key_dtype=options.kv_cache
     )

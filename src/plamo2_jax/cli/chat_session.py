@@ -16,9 +16,9 @@ from plamo2_jax.models.streaming import AnswerSettings, StreamingChat
 
 COMMANDS = {
     "/exit": "end the chat (or Ctrl-D)",
-    "/reset": "forget the conversation, keep the system message",
-    "/system TEXT": "set the system message; without TEXT, remove it",
-    "/save FILE": "write the conversation as a line of JSON that plamo2 sft reads",
+    "/reset": "start a new conversation with the same system message",
+    "/system TEXT": "set the system message, or remove it if TEXT is missing",
+    "/save FILE": "write the conversation to a new file, as a JSON line that plamo2 sft reads",
     "/help": "list the commands",
 }
 
@@ -27,7 +27,7 @@ class ChatSession:
     """A conversation between the terminal and a model.
 
     Args:
-        model: what answers.
+        model: the chat model.
         settings: how.
         system: the system message.
     """
@@ -46,7 +46,7 @@ class ChatSession:
         """Read and answer messages until the end of the input.
 
         Raises:
-            PlamoError: a message of an input that is no terminal has no answer.
+            PlamoError: the input is not a terminal, and a message has no answer.
         """
         if not self._interactive:
             self._talk()
@@ -144,12 +144,12 @@ class ChatSession:
         from plamo2_jax.storage import write_whole
 
         if not name:
-            raise PlamoError("the name of the file is missing: /save FILE")
+            raise PlamoError("the file name is missing: use /save FILE")
         if not self._messages:
-            raise PlamoError("there is no conversation to save: ask something first")
+            raise PlamoError("there is no conversation to save: send a message first")
         path = Path(name).expanduser()
         if path.exists() and path not in self._saved:
-            raise PlamoError(f"{path} exists: give the name of a new file")
+            raise PlamoError(f"{path} already exists: give the name of a new file")
         write_whole(path, (json.dumps({"messages": self._conversation()}, ensure_ascii=False) + "\n").encode())
         self._saved.add(path)
         _say(f"saved {path}")
@@ -200,7 +200,7 @@ def _figures(usage: Usage | None, begun: float, first: float | None, end: float)
         if first is not None and tokens > 1 and end > first:
             parts.append(f"{(tokens - 1) / (end - first):.1f} tokens/s")
     if first is not None:
-        parts.append(f"first text after {first - begun:.2f} s")
+        parts.append(f"first token after {first - begun:.2f} s")
     if usage is not None and usage.prompt_tokens is not None:
         cached = f" ({usage.cached_tokens} from the cache)" if usage.cached_tokens else ""
         parts.append(f"prompt {usage.prompt_tokens} tokens{cached}")

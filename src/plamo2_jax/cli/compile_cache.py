@@ -1,6 +1,6 @@
 """JAX's persistent compilation cache for the `plamo2` command, in the user's cache folder.
 
-This module only sets environment variables: verbs without JAX need not import it, and child processes inherit the settings.
+This module only sets environment variables: commands that do not use JAX need not import it, and child processes inherit the settings.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from plamo2_jax.user_cache import cache_folder
 
 NO_CACHE = "--no-cache"
-"""Option of every verb that disables the cache."""
+"""Option of every command. It disables the cache."""
 MAX_BYTES = 4 * 10**9
-"""Largest total size of the cached programs, in bytes. The limit in JAX needs another package and takes a lock for every read."""
+"""Largest total size of the cached programs, in bytes. JAX's own limit needs another package and takes a lock for every read."""
 _MIN_COMPILE_SECONDS = "0.3"
 """Programs with a shorter compilation, in seconds, are not cached. In `generate` on two CPU cores they take 0.3 s of 12 s in total."""
 
@@ -49,7 +49,7 @@ def disable() -> None:
 
 
 def trim(folder: Path, max_bytes: int) -> None:
-    """Remove the least recently used programs until the others take at most `max_bytes`."""
+    """Remove the least recently used programs until the remaining ones take at most `max_bytes`."""
     found = []
     for path in folder.rglob("*-cache"):
         with contextlib.suppress(FileNotFoundError):  # Another process removed it.

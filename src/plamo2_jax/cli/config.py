@@ -21,10 +21,10 @@ Source = Annotated[Path, tyro.conf.Positional]
 def show(config: Source, *, changed: bool = False, json: bool = False) -> None:
     """Print every field of a config with its value, default and help text.
 
-    The fields of a task, such as task.z_loss, are options without their first part: --z-loss.
+    On the command line, fields of the task have no prefix: task.z_loss is the option --z-loss.
 
     Args:
-        config: A config file, or the folder of a training run.
+        config: A config file or a run folder.
         changed: Print only the fields that differ from their defaults.
         json: Print one JSON object per field.
     """
@@ -38,7 +38,10 @@ def show(config: Source, *, changed: bool = False, json: bool = False) -> None:
             _print_json({"name": field.name, "value": field.value, **default, "help": field.help})
         return
     count = sum(field.changed for field in found.fields)
-    print(f"{found.source}: {found.kind} with {len(found.fields)} fields; {count} are required or changed (*)\n")
+    print(
+        f"{found.source}: {found.kind} with {len(found.fields)} fields; {count} differ from their defaults or have "
+        "none (*)\n"
+    )
     width = min(shutil.get_terminal_size().columns, 140)
     for field in fields:
         default = "required" if field.required else f"default {field.default!r}"
@@ -54,11 +57,11 @@ def diff(
     exit_code: bool = False,
     json: bool = False,
 ) -> int:
-    """Print the fields that differ between two configs, or between the defaults and a config.
+    """Print the fields that differ between two configs, or between a config and the defaults.
 
     Args:
-        first: A config file, or the folder of a training run, whose stored config is read.
-        second: The other one; left out, `first` is compared with the defaults.
+        first: A config file, or a run folder, whose stored config is read.
+        second: The second config. Default: compare `first` with the default values.
         exit_code: Exit with status 1 if a field differs.
         json: Print one JSON object per field.
     """
@@ -90,11 +93,11 @@ _ABSENT = object()
 
 
 def validate(config: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
-    """Check config files before a run: values, the files that they name, parameters and memory. Nothing is written.
+    """Check config files before a run: values, input files, number of parameters and memory. Nothing is written.
 
     A training config is checked as at the start of its run, without compiling: tokenizer, data, held-out data, initial parameters, and
-    whether the run's folder holds another run. A pipeline is checked as by plamo2 pipeline --dry-run. The paths that other configs read
-    must exist. The memory is an estimate for one device; plamo2 plan compiles for TPU slices and prints the memory of each chip.
+    whether the run's folder holds another run. A pipeline is checked as plamo2 pipeline --dry-run does. Input paths of other configs must
+    exist. The memory is an estimate for one device; plamo2 plan compiles the run for a TPU slice and prints the memory of each chip.
 
     Args:
         config: Config or pipeline files.
@@ -139,7 +142,7 @@ def _validate_run(config: RunConfig) -> None:
 
 
 def _validate_paths(path: Path, config: Any) -> None:
-    """Check that the paths exist that a config of another verb reads."""
+    """Check that the paths exist that a config of another command reads."""
     from plamo2_jax.cli.pipeline import describe
     from plamo2_jax.errors import PlamoError
     from plamo2_jax.project.check import exists
@@ -150,12 +153,12 @@ def _validate_paths(path: Path, config: Any) -> None:
     paths = describe([verb, str(path)]).paths
     if missing := [each for each in paths if not exists(each)]:
         several = "do not exist" if len(missing) > 1 else "does not exist"
-        raise PlamoError(f"{path} names {', '.join(missing)}, which {several}: make it first, or correct the path")
+        raise PlamoError(f"{path} names {', '.join(missing)}, which {several}: create it first, or correct the path")
     _say("paths", ", ".join(paths) or "none")
 
 
 _VERBS = {"PreferenceDataConfig": "preference-data", "IterativeDpoConfig": "iterate", "SynthConfig": "synth"}
-"""Class of a config -> the verb that reads it."""
+"""Class of a config -> the command that reads it."""
 
 
 def _say(name: str, text: str) -> None:
@@ -170,5 +173,5 @@ SUBCOMMANDS = {"show": show, "diff": diff, "validate": validate}
 
 
 def main(argv: list[str]) -> int | None:
-    """Run the verb."""
+    """Run the command."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 config")

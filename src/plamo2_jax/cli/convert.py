@@ -1,4 +1,4 @@
-"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout, and to GGUF."""
+"""`plamo2 convert`: convert models from and to Hugging Face format, and to GGUF."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def from_hf(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> None:
-    """Convert a folder of the public layout (config.json, safetensors, tokenizer.jsonl) to a run folder.
+    """Convert a folder in Hugging Face format (config.json, safetensors, tokenizer.jsonl) to a run folder.
 
-    Only safetensors are read, never a pickle, and no code in the folder is run. Without --dtype, the conversion is bit-exact. The chat
-    template in chat_template.jinja or tokenizer_config.json is copied. Links out of the folder are refused.
+    Only safetensors files are read, never pickle files, and no code in the folder is run. Without --dtype, the conversion is bit-exact. The
+    chat template in chat_template.jinja or tokenizer_config.json is copied. Symbolic links that lead out of the folder are refused.
 
     Args:
         source: Folder with config.json and model.safetensors, or with model.safetensors.index.json and its files. A snapshot folder of
             the Hugging Face cache is allowed.
-        output: Run folder to create: it must not exist or must be empty.
-        dtype: Dtype of the written parameters; left out, the dtype of the files. Training and inference read both into float32.
+        output: Run folder to create: it must not exist, or it must be empty.
+        dtype: Dtype of the written parameters. Default: the dtype of the files. Training and inference read both into float32.
     """
     from plamo2_jax.convert.hf import from_public
 
@@ -54,23 +54,23 @@ def to_hf(
     license: str | None = None,
     languages: tuple[str, ...] = (),
 ) -> None:
-    """Convert a run folder to a folder of the public layout, for other implementations.
+    """Convert a run folder to a folder in Hugging Face format, for transformers, vLLM and other programs.
 
-    The tokenizer is written as tokenizer.jsonl and as tokenizer.json, which AutoTokenizer of transformers loads without remote code.
-    A quantized model is written in the compressed-tensors format. README.md is a model card.
+    The tokenizer is written as tokenizer.jsonl and as tokenizer.json, which AutoTokenizer in transformers loads without remote code. A
+    quantized model is written in the compressed-tensors format. README.md is the model card.
 
     Args:
         source: Run folder, such as runs/demo, or one of its checkpoints: RUN@STEP, RUN@ema or RUN@STEP,ema.
-        output: Folder to create: it must not exist or must be empty.
-        step: Step of the checkpoint, instead of RUN@STEP; left out, the newest.
+        output: Folder to create: it must not exist, or it must be empty.
+        step: Step of the checkpoint, instead of RUN@STEP. Default: the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
-        dtype: Dtype of the files; left out, the dtype of the checkpoint.
-        max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
+        dtype: Dtype of the files. Default: the dtype of the checkpoint.
+        max_shard_size: Largest size of one safetensors file: a number of bytes, or a number with the unit KB, MB, GB, KiB, MiB or GiB.
         with_code: Also write the model (plain PyTorch) and the exact tokenizer as Python files, for programs that load the folder with
             trust_remote_code=True. AutoTokenizer and AutoModelForCausalLM then require that option.
-        base_model: Name on the Hugging Face Hub of the model that this one was made from, for README.md.
-        license: Licence of the weights as the Hub's identifier, such as apache-2.0, for README.md.
-        languages: Codes of the languages, such as ja en, for README.md; left out, the languages in the names of the run's data.
+        base_model: Name of the base model on the Hugging Face Hub, for README.md.
+        license: Licence of the weights as an identifier of the Hub, such as apache-2.0, for README.md.
+        languages: Language codes for README.md, such as ja en. Default: the languages in the names of the run's data.
     """
     from plamo2_jax.convert.hf import to_public
     from plamo2_jax.convert.model_card import CardOptions
@@ -84,8 +84,8 @@ def to_hf(
     print(f"{output}: {config.parameter_count():,} parameters")
     if (output / TOKENIZER_JSON).exists():
         print(
-            f"{TOKENIZER_JSON}: encodes like tokenizer.jsonl, except that it breaks ties between segmentations of equal cost in another "
-            "way: 0.05 % of the token boundaries of the bundled corpus differ (docs/checkpoints.md)"
+            f"{TOKENIZER_JSON}: encodes like tokenizer.jsonl, but chooses differently between segmentations of "
+            "equal cost: 0.05 % of the token boundaries of the bundled corpus differ (docs/checkpoints.md)"
         )
 
 
@@ -102,17 +102,17 @@ def to_gguf(
 
     The file contains the tokenizer and the chat template. Norms, biases, per-head scales and convolutions are F32. With q8_0 and q4_0, the
     projections for B, C and dt are F16; with q4_0, the output projections of Mamba layers are F16, and embedding and head are Q8_0. The
-    integers of a quantized model are kept. llama.cpp has no attention window for PLaMo 2: its results are those of the model for up to
-    attention_window_size + 1 tokens.
+    integers of a quantized model are kept. llama.cpp has no attention window for PLaMo 2, so its results are correct for up to
+    attention_window_size + 1 tokens only.
 
     Args:
-        source: Run folder, such as runs/demo, one of its checkpoints (RUN@STEP, RUN@ema or RUN@STEP,ema), or folder of the public layout.
+        source: Run folder, such as runs/demo, one of its checkpoints (RUN@STEP, RUN@ema or RUN@STEP,ema), or folder in Hugging Face format.
         output: File to create, such as model.gguf: it must not exist.
-        type: Type of most matrices; left out, the type of a quantized model, or f16.
-        step: Step of the checkpoint, instead of RUN@STEP; left out, the newest.
+        type: Type of most matrices. Default: the type of a quantized model, otherwise f16.
+        step: Step of the checkpoint, instead of RUN@STEP. Default: the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
-        context_length: Context length that the file states, in tokens; left out, the number of tokens up to which llama.cpp computes what
-            the model computes.
+        context_length: Context length in the file's metadata, in tokens. Default: the largest number of tokens for which llama.cpp computes
+            the same results.
     """
     from plamo2_jax.convert import gguf
     from plamo2_jax.convert.gguf_layout import count_types
@@ -154,5 +154,5 @@ SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf, "to-gguf": to_gguf}
 
 
 def main(argv: list[str]) -> int | None:
-    """Run the verb."""
+    """Run the command."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 convert")

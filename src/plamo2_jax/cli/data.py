@@ -39,29 +39,29 @@ class PrepareOptions(ReadOptions):
     folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:heldout. A file that is
     named several times is read once."""
     tokenizer: Path
-    """A tokenizer.jsonl, or the folder that holds it."""
+    """A tokenizer.jsonl, or the folder that contains it."""
     output: Path
-    """Folder to create; it appears complete or not at all."""
+    """Folder to create. It appears when it is complete."""
     split: Literal["all", "train", "heldout", "both"] = "all"
-    """Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (The bundled corpus
-    is already split.)"""
+    """Part of the documents to write. train, heldout: one side of a split by document. both: write OUTPUT/train and OUTPUT/heldout in one
+    pass. The bundled corpus is already split."""
     heldout_fraction: float = 0.01
-    """Share of held-out documents for --split."""
+    """Share of the documents that --split holds out."""
     pair_field: str | None = None
     """Field or column with the pair key. Documents with the same key, such as a page and its translation, are on the same side of
     --split. So are documents with the same text."""
     language: str | None = None
-    """Language of documents without a language; left out, it is recognised by script and common words."""
+    """Language of documents without a language field. Default: it is detected from the script and common words."""
     against: tuple[str, ...] = ()
-    """Evaluation data. Documents that contain one of its items are left out, and counted in the manifest. JSON lines, Parquet or
-    ArrayRecord files: each record is an item. Text files: each line is an item. task:NAME or task:NAME=PATH: the questions of a task of
-    plamo2 evaluate. bundled:LANGUAGE:SPLIT: pages of the bundled corpus."""
+    """Evaluation data for decontamination. Documents that contain one of its items are removed, and the manifest counts them. JSON lines,
+    Parquet or ArrayRecord files: each record is an item. Text files: each line is an item. task:NAME or task:NAME=PATH: the questions of a
+    task of plamo2 evaluate. bundled:LANGUAGE:SPLIT: pages of the bundled corpus."""
     against_fields: tuple[str, ...] = ()
-    """Fields of the records of --against that are compared; left out, all fields that hold text."""
+    """Fields of the records of --against that are compared. Default: all fields that hold text."""
     tokens_per_shard: int = 1 << 26
-    """Start a new shard after this many tokens."""
+    """Number of tokens after which a new shard starts."""
     processes: int = 0
-    """Worker processes that tokenize; 0 for none. The result is the same."""
+    """Number of worker processes that tokenize; 0 tokenizes in the main process. The result does not depend on it."""
     overwrite: bool = False
     """Replace the output folder if it holds shards."""
 
@@ -130,11 +130,11 @@ def inspect(
 
     Args:
         shards: A folder that `plamo2 data prepare` wrote.
-        tokenizer: The tokenizer.jsonl of the shards, or the folder that holds it; left out, no text is shown.
+        tokenizer: The tokenizer.jsonl of the shards, or the folder that contains it. Default: no text is shown.
         documents: Number of documents to show, evenly spaced.
         characters: Number of characters to show of each document.
         sequence_length: Row length for which packing is measured.
-        packing_bins: Number of rows that are filled at the same time.
+        packing_bins: Number of rows that packing fills at the same time.
     """
     require_at_least(2, sequence_length=sequence_length)
     require_at_least(1, packing_bins=packing_bins)
@@ -150,7 +150,9 @@ def inspect(
     lengths = f"minimum {least:,.0f}, median {median:,.0f}, 95 % below {p95:,.0f}, maximum {most:,.0f}"
     print(f"tokens per document: {lengths}")
     efficiency = measure_packing(opened, sequence_length, packing_bins)
-    print(f"packing: {efficiency:.2%} of positions used at length {sequence_length} with {packing_bins} bins")
+    print(
+        f"packing: {efficiency:.2%} of the positions used at sequence length {sequence_length} with {packing_bins} bins"
+    )
     if loaded is not None:
         _print_documents(opened, loaded, documents, characters)
 
@@ -164,8 +166,8 @@ def corpus(
     """Write the bundled corpus as JSON lines.
 
     Args:
-        output: File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2.
-        language: One language; left out, both.
+        output: File to write: .jsonl, or compressed as .jsonl.gz, .jsonl.xz or .jsonl.bz2.
+        language: Language to write. Default: both.
         split: Side of the held-out split of the corpus.
     """
     with write_jsonl(output) as write:
@@ -176,8 +178,8 @@ def corpus(
 def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, seed: int = 0) -> None:
     """Write conversations made from the bundled corpus, with rules to check answers: train.jsonl and heldout.jsonl.
 
-    The conversations are questions, summaries, titles, headings, JSON records and translations between Japanese and English. All texts are
-    from the corpus and under its licences. `plamo2 sft` and `plamo2 preference-data` read the files. No page is on both sides.
+    The conversations are questions, summaries, titles, headings, JSON records and translations between Japanese and English. All texts come
+    from the corpus and have its licences. `plamo2 sft` and `plamo2 preference-data` read the files. No page occurs in both files.
 
     Args:
         output: Folder to write into; it may exist, but neither file may.
@@ -215,7 +217,7 @@ SUBCOMMANDS = {
 
 
 def main(argv: list[str]) -> int | None:
-    """Run the verb."""
+    """Run the command."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 data")
 
 
@@ -229,7 +231,7 @@ def _statistics(manifest: dict[str, Any]) -> Iterator[str]:
     size = sum(shard["size"] for shard in manifest["shards"])
     yield f"shards: {len(manifest['shards'])}, {size:,} bytes on disk"
     if manifest.get("reading"):
-        yield f"bad records when read: {manifest['reading']['bad']} of {manifest['reading']['records']}"
+        yield f"bad records in the input: {manifest['reading']['bad']} of {manifest['reading']['records']}"
 
 
 def _print_documents(shards: Shards, tokenizer: Tokenizer, count: int, characters: int) -> None:

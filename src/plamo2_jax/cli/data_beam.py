@@ -36,15 +36,15 @@ RUNNERS = {
 
 @dataclasses.dataclass(frozen=True)
 class BeamOptions(ReadOptions):
-    """Clean, deduplicate, decontaminate, score or join documents with Apache Beam (extra beam), on this machine or on a cluster.
+    """Clean, deduplicate, decontaminate, score or join documents with Apache Beam, on this machine or on a cluster (needs the extra beam).
 
-    The stages run in the given order. The output has the same documents as the local commands, in files of JSON lines, in any order.
+    The stages run in the given order. The output has the same documents as the output of the local commands, as JSON lines, in any order.
     """
 
     input: tuple[str, ...]
-    """Files, folders and "patterns" as in data deduplicate, or files and patterns in a store (gs://BUCKET/*.jsonl.gz)."""
+    """Files, folders and "patterns" as in plamo2 data deduplicate, or files and patterns in a bucket (gs://BUCKET/*.jsonl.gz)."""
     output: str
-    """Folder for the output, which must not exist or be empty. It may be in a store."""
+    """Folder for the output, which must not exist, or must be empty. It may be in a bucket."""
     stages: tuple[Literal["clean", "deduplicate", "decontaminate", "score", "join"], ...] = ("clean", "deduplicate")
     """Stages to run, in this order, each at most once."""
     criteria: tyro.conf.OmitArgPrefixes[CleanConfig] = dataclasses.field(default_factory=CleanConfig)
@@ -52,36 +52,37 @@ class BeamOptions(ReadOptions):
     boilerplate: Literal["edges", "anywhere"] = "edges"
     """clean: where to remove repeated lines."""
     boilerplate_documents: int = 20
-    """clean: smallest number of documents with a line that makes it boilerplate; 0 keeps all lines."""
+    """clean: a line that occurs in at least this many documents is boilerplate; 0 keeps all lines."""
     similarity: float = 0.8
     """deduplicate: smallest Jaccard similarity of the 5-character sets of near-duplicates."""
     against: tuple[str, ...] = ()
-    """decontaminate: evaluation data as in data prepare. The workers read it."""
+    """decontaminate: evaluation data, as in plamo2 data prepare. The workers must be able to read it."""
     against_fields: tuple[str, ...] = ()
-    """decontaminate: fields of the records of --against that are compared; left out, all fields that hold text."""
+    """decontaminate: fields of the records of --against that are compared. Default: all fields that hold text."""
     model: str | None = None
-    """score: file that data quality wrote. The workers read it."""
+    """score: model file that plamo2 data quality wrote. The workers must be able to read it."""
     field: str = "quality"
     """score: field for the probability."""
     at_least: float = 0.0
-    """score: omit documents with a lower probability."""
+    """score: remove documents with a lower probability."""
     join_with: tuple[str, ...] = ()
-    """join: files with the records whose fields are added. They need the text field, as all documents."""
+    """join: files with the records whose fields are added. Each record needs the text field."""
     join_fields: tuple[str, ...] = ()
     """join: fields to add."""
     join_key: Literal["id", "source"] = "id"
-    """join: id: add the fields to the record with the same id. source: to the entries of its field source with the same id."""
+    """join: where the fields are added. id: to the record with the same id. source: to the entries with the same id in the record's field
+    `source`."""
     runner: Literal["direct", "dataflow", "flink"] = "direct"
-    """direct: this process, with all data in memory, for tests and small inputs. dataflow, flink: a cluster."""
+    """direct: run in this process, with all data in memory, for tests and small inputs. dataflow, flink: run on a cluster."""
     beam_options: tuple[str, ...] = ()
     """Options of Beam as NAME=VALUE, such as project=my-project."""
     dry_run: bool = False
-    """Check the options, and print the commands for Dataflow and Flink."""
+    """Check the options and print the commands for Dataflow and Flink; run nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.stages or len(set(self.stages)) < len(self.stages):
-            raise PlamoError("--stages must name one or more stages, each once")
+            raise PlamoError("--stages must name at least one stage, and each stage only once")
         if self.boilerplate_documents < 0 or self.boilerplate_documents == 1:
             raise PlamoError(
                 f"--boilerplate-documents {self.boilerplate_documents} is not allowed: it must be 0 or at least 2"
@@ -89,7 +90,9 @@ class BeamOptions(ReadOptions):
         if not 0 <= self.at_least <= 1:
             raise PlamoError(f"--at-least {self.at_least} is not allowed: it must be between 0 and 1")
         if self.field in ("id", "text", "language"):
-            raise PlamoError(f"--field {self.field} is not allowed: documents have a field of this name")
+            raise PlamoError(
+                f"--field {self.field} is not allowed: documents already have a field of this name. Choose another name"
+            )
         needs = {"decontaminate": ("against",), "score": ("model",), "join": ("join_with", "join_fields")}
         for stage in self.stages:
             for name in needs.get(stage, ()):
@@ -183,7 +186,7 @@ def _build(
 
 
 def command(options: BeamOptions, runner: str) -> str:
-    """Return the command that runs the same stages on a cluster. Required options of Beam that are not given have placeholders."""
+    """Return the command that runs the same stages on a cluster. Required options of Beam that are missing get placeholders."""
     default = {field.name: field for field in dataclasses.fields(options)}
     words = ["plamo2", "data", "beam"]
     for name, field in default.items():
@@ -209,7 +212,9 @@ def _found(specs: tuple[str, ...]) -> list[str]:
     files: dict[str, None] = {}
     for spec in specs:
         if spec.startswith(("tfds:", "bundled:")):
-            raise PlamoError(f"--input {spec} is not a file: export it to a file first")
+            raise PlamoError(
+                f"--input {spec} is not a file: it must be a file, a folder or a pattern. Export it to a file first"
+            )
         if "://" not in spec:
             files |= dict.fromkeys(str(path.resolve()) for path in find_files(spec))
             continue

@@ -38,20 +38,20 @@ class CleanOptions(WorkerOptions):
     """A file (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), a
     folder, a "pattern", tfds:NAME:SPLIT or bundled:LANGUAGE:SPLIT."""
     output: Annotated[Path, tyro.conf.Positional]
-    """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
+    """File to write: .jsonl, or compressed as .jsonl.gz, .jsonl.xz or .jsonl.bz2."""
     criteria: tyro.conf.OmitArgPrefixes[CleanConfig] = dataclasses.field(default_factory=CleanConfig)
     """Criteria for keeping a document."""
     boilerplate: Literal["edges", "anywhere"] = "edges"
     """Where to remove repeated lines. edges: consecutive or long ones at the beginning and end of documents, such as navigation and
     footers. anywhere: all of them, including headings and statements of programs."""
     boilerplate_documents: int = 20
-    """Smallest number of documents with a line that makes it boilerplate; 0 keeps all lines and reads the input only once."""
+    """A line that occurs in at least this many documents is boilerplate. 0 keeps all lines and reads the input only once."""
     duplicates: Literal["near", "keep"] = "near"
     """near: remove exact and near-duplicates. keep: remove none."""
     similarity: float = 0.8
     """Smallest Jaccard similarity of the 5-character sets of near-duplicates."""
     report: Path | None = None
-    """JSON file for the amount of removed text by cause, and the most frequently removed lines."""
+    """JSON file for a report: the amount of removed text by cause, and the lines that were removed most often."""
 
 
 def clean(options: CleanOptions) -> None:
@@ -114,13 +114,13 @@ def _check_paths(input: str, output: Path, report: Path | None) -> None:
         )
     targets = {os.path.realpath(path): path for path in (output, report) if path is not None}
     if report is not None and len(targets) == 1:
-        raise PlamoError(f"--report {report} is also the output. Choose another file")
+        raise PlamoError(f"--report {report} is also the output file. Choose another file")
     if input.startswith(("tfds:", "bundled:")):
         return
     for file in find_files(input, ReadReport(0.0, quiet=True)):
         if os.path.realpath(file) in targets:
             raise PlamoError(
-                f"{targets[os.path.realpath(file)]} is also the input and would be overwritten. Choose another file"
+                f"{targets[os.path.realpath(file)]} is also an input file and would be overwritten. Choose another file"
             )
 
 

@@ -20,10 +20,10 @@ from plamo2_jax.validation import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class DeduplicateOptions(ReadOptions):
-    """Remove exact and near-duplicates from many files. Interrupt it at any time; run the same command to resume.
+    """Remove exact and near-duplicates from many files. You can interrupt the command at any time; run it again to resume.
 
     The first document of each group of duplicates is kept, in the order of the files. Each input file becomes a file of JSON lines in the
-    output folder. Ten million documents took 0.95 GB of memory in two processes; the work folder takes about 700 bytes a document.
+    output folder. Ten million documents took 0.95 GB of memory in two processes; the work folder takes about 700 bytes per document.
     """
 
     input: tuple[str, ...]
@@ -31,13 +31,13 @@ class DeduplicateOptions(ReadOptions):
     output: Path
     """Folder for the kept documents, 000000.jsonl, 000001.jsonl and so on, and report.json."""
     work: Path | None = None
-    """Folder for hashes and finished steps; left out, OUTPUT.work. It is removed at the end."""
+    """Folder for hashes and finished steps. It is removed at the end. Default: OUTPUT.work."""
     processes: int = 1
-    """Number of processes. The result is the same."""
+    """Number of processes. The result does not depend on it."""
     similarity: float = 0.8
     """Smallest Jaccard similarity of the 5-character sets of near-duplicates."""
     keep_work: bool = False
-    """Do not remove the work folder."""
+    """Keep the work folder at the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,15 @@ def deduplicate(options: DeduplicateOptions) -> None:
     files: dict[Path, None] = {}
     for spec in options.input:
         if spec.startswith(("tfds:", "bundled:")):
-            raise PlamoError(f"--input {spec} is not a file: export it to a file first")
+            raise PlamoError(
+                f"--input {spec} is not a file: it must be a file, a folder or a pattern. Export it to a file first"
+            )
         files |= dict.fromkeys(path.resolve() for path in find_files(spec))
     report_path = options.output / "report.json"
     if report_path.exists():
-        raise PlamoError(f"{options.output} is complete: give the name of a new folder")
+        raise PlamoError(
+            f"{options.output} already contains the results of a complete run: give the name of a new folder"
+        )
     work = options.work or options.output.with_name(f"{options.output.name}.work")
     report, reading = deduplicate_files(
         list(files),

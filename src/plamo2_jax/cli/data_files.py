@@ -29,7 +29,7 @@ class ReadOptions:
     language_field: str = "language"
     """Field or column that holds the language."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
+    """Folder of prepared TensorFlow Datasets. Default: the default of TFDS."""
     max_bad_rate: float = 0.01
     """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
     max_record_mib: int = 64
@@ -58,8 +58,8 @@ class WorkerOptions(ReadOptions):
     """Options for reading documents in worker processes."""
 
     workers: int | None = None
-    """Number of processes that parse and process the input; left out, the number of cores. The output is the same. A small input is
-    processed without them."""
+    """Number of processes that parse and process the input. Default: the number of cores. The output does not depend on it. A small input
+    is processed in the main process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,23 +20,23 @@ from plamo2_jax.errors import PlamoError
 class QualityOptions(ReadOptions):
     """Train a quality model on good and bad documents, or on the scores of a judge.
 
-    The model is linear in hashed character n-grams. It is fast to train and to apply (tens of MB/s), and measures style and topic rather
-    than truth. Give --good and --bad, or --scored. A tenth of the documents is held out: the command prints the AUC on them beside the AUC
-    of the document length alone.
+    The model is a linear classifier over hashed character n-grams. It is fast to train and to apply (tens of MB/s). It measures style and
+    topic, not truth. Give --good and --bad, or --scored. A tenth of the documents is held out. The command prints the AUC on the held-out
+    documents, and the AUC of the document length alone for comparison.
     """
 
     output: Path
     """Safetensors file of the model."""
     good: tuple[str, ...] = ()
-    """Good documents: files, folders or patterns in any format that data prepare reads."""
+    """Good documents: files, folders or patterns in any format that plamo2 data prepare reads."""
     bad: tuple[str, ...] = ()
     """Bad documents."""
     scored: tuple[str, ...] = ()
-    """Documents with a score, such as a judge's."""
+    """Documents with a score, for example from a judge model."""
     score_field: str = "score"
     """Field with the score of --scored documents."""
     highest_score: float = 5.0
-    """Largest score. The model learns score / highest score as the probability that a document is good."""
+    """Largest possible score. The model learns score / highest score as the probability that a document is good."""
     epochs: int = 4
     """Passes over the documents."""
     seed: int = 0
@@ -46,7 +46,7 @@ class QualityOptions(ReadOptions):
 def quality(options: QualityOptions) -> None:
     """Train a quality model on good and bad documents, or on the scores of a judge."""
     if bool(options.scored) == bool(options.good or options.bad) or bool(options.good) != bool(options.bad):
-        raise PlamoError("a quality model needs --good and --bad, or --scored: give one of the two")
+        raise PlamoError("the training data are missing: give either --good and --bad, or --scored")
     if not options.highest_score > 0:
         raise PlamoError(f"--highest-score {options.highest_score} is not allowed: it must be positive")
     from plamo2_jax.data.quality_training import QualityConfig, train_quality
@@ -81,15 +81,15 @@ class ScoreOptions(WorkerOptions):
     """Add the probability that a document is good, by a quality model, to each document."""
 
     input: Annotated[str, tyro.conf.Positional]
-    """A file, a folder or a "pattern" in any format that data prepare reads."""
+    """A file, a folder or a "pattern" in any format that plamo2 data prepare reads."""
     output: Annotated[Path, tyro.conf.Positional]
-    """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
+    """File to write: .jsonl, or compressed as .jsonl.gz, .jsonl.xz or .jsonl.bz2."""
     model: Path
-    """File that data quality wrote."""
+    """Model file that plamo2 data quality wrote."""
     field: str = "quality"
     """Field for the probability."""
     at_least: float = 0.0
-    """Omit documents with a lower probability."""
+    """Remove documents with a lower probability."""
 
 
 def score(options: ScoreOptions) -> None:
@@ -97,7 +97,9 @@ def score(options: ScoreOptions) -> None:
     if not 0 <= options.at_least <= 1:
         raise PlamoError(f"--at-least {options.at_least} is not allowed: it must be between 0 and 1")
     if options.field in ("id", "text", "language"):
-        raise PlamoError(f"--field {options.field} is not allowed: documents have a field of this name")
+        raise PlamoError(
+            f"--field {options.field} is not allowed: documents already have a field of this name. Choose another name"
+        )
     check_jsonl(options.output)
     report, histogram, count = ReadReport(options.max_bad_rate), np.zeros(10, int), 0
     function = ScoreChunk(QualityModel.load(options.model), options.field, options.at_least)

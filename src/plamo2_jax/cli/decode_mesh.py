@@ -1,4 +1,4 @@
-"""The option `--mesh.tensor` of the verbs that run a model on several devices."""
+"""The option `--mesh.tensor` of the commands that run a model on several devices."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeMesh:
-    """Devices that a model is divided over."""
+    """Devices over which a model is sharded."""
 
     tensor: int = 1
-    """Number of devices that divide the heads, the MLP columns and the vocabulary. If the number of heads is not divisible, every device
-    holds all heads."""
+    """Number of devices over which the heads, the MLP columns and the vocabulary are sharded. If the number of heads is not divisible,
+    every device holds all heads."""
 
     def make(self) -> jax.sharding.Mesh | None:
         """Return the mesh, or None for one device; raise PlamoError if there are fewer devices."""
@@ -27,6 +27,7 @@ class DecodeMesh:
         found = jax.local_devices()
         if not 1 <= self.tensor <= len(found):
             raise PlamoError(
-                f"--mesh.tensor {self.tensor} is not allowed: it must be from 1 to {len(found)}, the number of devices here"
+                f"--mesh.tensor {self.tensor} is not allowed: it must be from 1 to {len(found)}, the number of "
+                "available devices"
             )
         return None if self.tensor == 1 else make_mesh(MeshConfig(fsdp=1, tensor=self.tensor), found[: self.tensor])

@@ -14,26 +14,26 @@ from plamo2_jax.validation import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class DistillOptions:
-    """Write the largest logits of a run's teacher, for every row that the run will read.
+    """Write the top-k logits of a run's teacher to disk, for every row that the run will read.
 
     CONFIG.py sets `config = RunConfig(..., task=Distill(teacher=...))`. To train with the logits: plamo2 pretrain CONFIG.py --logits OUT
 
-    Rows are looked up by their content. Logits of another teacher, tokenizer, temperature or data are refused. A row takes
-    sequence-length × (8 × top-k + 4) bytes. Without this step, the teacher runs beside the student.
+    Training looks up rows by their content, and refuses logits from another teacher, tokenizer, temperature or data. A row takes
+    sequence-length × (8 × top-k + 4) bytes. Without this step, the teacher runs together with the student during training.
     """
 
     config: Annotated[Path, tyro.conf.Positional]
     """Config file of the run."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Folder to create: it must not exist or must be empty."""
+    """Folder to create: it must not exist, or it must be empty."""
     top_k: int = 32
-    """Number of teacher logits per position."""
+    """Number of teacher logits to store per position."""
     steps: int | None = None
-    """Number of batches to write; left out, all batches of the run."""
+    """Number of batches to write. Default: all batches of the run."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(DistillOptions, argv, "plamo2 distill")
     from plamo2_jax.cli.run_options import load_run
     from plamo2_jax.surgery.distill import Distill

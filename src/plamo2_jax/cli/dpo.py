@@ -19,17 +19,17 @@ usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = RunConfig(..., task=Dpo(...))`. Its data.mixture and heldout name records of {"prompt",
 "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord; its init_from is a run
-folder or a folder of the public layout. docs/post_training.md lists all forms of a record. Bad records are skipped and counted; a larger
+folder or a folder in Hugging Face format. docs/post_training.md lists all forms of a record. Bad records are skipped and counted; a larger
 share than --pairs.max-bad-rate is an error. --preference.losses takes one or several losses of the DPO family, which are added with
---preference.weights. Single answers need losses such as kto and bco, which count each answer by itself. Any field below can be replaced on
-the command line.
+--preference.weights. Single answers need a loss for unpaired answers, such as kto or bco. Any field below can be replaced on the command
+line.
 
-The reference runs beside the policy. With --reference-log-probs FOLDER its log-probabilities are computed once and stored there. With
---lora.rank the reference is the model without the adapters. Exit status and resuming are as in plamo2 pretrain."""
+The reference model runs together with the policy. With --reference-log-probs FOLDER, its log-probabilities are computed once and stored in
+FOLDER. With --lora.rank, the reference is the model without the adapters. Exit status and resuming are as in plamo2 pretrain."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
 
     def report(config: RunConfig, result: TrainResult) -> None:
         for name, heldout in result.heldout.items():

@@ -9,7 +9,7 @@ from plamo2_jax.validation import require_at_least
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(EvaluateOptions, argv, "plamo2 evaluate")
     require_at_least(
         1,
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not (options.tasks or options.lm_eval or options.heldout):
         raise PlamoError(
-            "there is nothing to evaluate: give --tasks NAME..., --lm-eval NAME..., or --heldout NAME=PATH..."
+            "no tasks and no held-out data are given: add --tasks NAME..., --lm-eval NAME... or --heldout NAME=PATH..."
         )
     if options.model is None:
         raise PlamoError(
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
         )
     if options.heldout and options.model.startswith(("http://", "https://")):
         raise PlamoError(
-            f"--heldout is not allowed with the server {options.model}: it must be a model folder. A server can answer --tasks"
+            f"--heldout is not allowed with the server {options.model}: it must be a model folder. Servers "
+            "support only --tasks"
         )
     status, output = 0, options.output
     if options.tasks:

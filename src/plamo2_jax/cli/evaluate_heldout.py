@@ -1,4 +1,4 @@
-"""The part of `plamo2 evaluate` that measures held-out bits per byte and perplexity, beside xz."""
+"""The part of `plamo2 evaluate` that measures held-out bits per byte and perplexity, and compares them with xz."""
 
 from __future__ import annotations
 

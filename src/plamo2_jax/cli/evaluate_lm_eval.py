@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:
-    """Run the tasks, print a table, and write their results to FOLDER/lm-eval-TASK, and those of the harness to FOLDER/lm_eval.json.
+    """Run the tasks, print a table, and write their results to FOLDER/lm-eval-TASK and the harness's own results to FOLDER/lm_eval.json.
 
     Raises:
-        PlamoError: the extra eval is not installed, a task is unknown or cannot be loaded, a request failed, or the folder is in use.
+        PlamoError: the extra eval is not installed, a task is unknown or cannot be loaded, a request failed, or another process uses the
+            folder.
     """
     from plamo2_jax.align.heldout import training_length
     from plamo2_jax.convert.names import ModelName
@@ -55,4 +56,4 @@ def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:
         written = write_results(folder, results, model.description)
     report = write_evaluation_report(folder)
     print(results_table(written))
-    print(f"results: {folder}, page: {report}")
+    print(f"results: {folder}, report: {report}")

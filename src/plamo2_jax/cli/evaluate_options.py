@@ -13,42 +13,42 @@ import tyro
 class EvaluateOptions:
     """Evaluate a model on benchmark tasks and on held-out data.
 
-    Tasks: each task writes its metrics with standard errors and all answers to a folder, and report.html shows them. To
-    resume an interrupted evaluation, run the same command again. A question is asked again only if the model, the prompt or a setting has
-    changed.
+    Tasks: each task writes its metrics, their standard errors and all answers to a folder, and report.html shows them. To resume an
+    interrupted evaluation, run the same command again. Stored answers are reused unless the model, the prompt or a setting has changed.
 
-    Held-out data: bits per byte and perplexity, and the bits per byte of `xz -9e` on the same text. Text: one pass over all documents,
-    including their end-of-document tokens. Conversations: only the assistant's tokens are measured, given everything before them. Bits per
-    byte are the sum of -log2 p divided by the number of UTF-8 bytes, which does not depend on the vocabulary. Lower is better.
+    Held-out data: bits per byte and perplexity, and for comparison the bits per byte of `xz -9e` on the same text. Bits per byte are the
+    sum of -log2 p divided by the number of UTF-8 bytes, so models with different vocabularies can be compared; lower is better. Text: one
+    pass over all documents, including their end-of-document tokens. Conversations: only the assistant's tokens count, each predicted from
+    all text before it.
     """
 
     model: Annotated[str | None, tyro.conf.Positional] = None
-    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters. With --tasks also the address of an
+    """Run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters. With --tasks, it may also be the address of an
     OpenAI-compatible server, such as http://localhost:8000/v1."""
     tasks: tuple[str, ...] = ()
-    """Names of tasks, see --list, or YAML files that describe tasks on your own JSON lines."""
+    """Names of tasks (--list prints them), or YAML files that define tasks on your own JSON lines."""
     heldout: tuple[str, ...] = ()
     """Held-out data as NAME=PATH, for instance ja=runs/demo/data/ja/heldout news=news.txt chat=conversations.jsonl. PATH is a folder of
-    shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
-    record has a field `text` is text."""
+    shards, or text or conversations in any format that plamo2 data prepare or plamo2 sft reads; files are tokenized on the fly. A file
+    counts as text if its first record has the field `text`."""
     output: Path | None = None
     """With --tasks or --lm-eval: folder for the results, default runs/evaluation/MODEL. Otherwise: JSON file for the metrics."""
     list: bool = False
-    """Print the tasks with their licences, and where to get data that is not part of this package."""
+    """Print the tasks, their licences, and sources of data that are not part of this package."""
     compare: tuple[Path, Path] | None = None
     """Two folders with results. Print for each task the mean difference, second minus first, on the items that both have, with a 95 %
     confidence interval. --output writes the comparison to a JSON file."""
     answers: Path | None = None
-    """File with stored answers. They are scored instead of answers of a model, and --output is a file. Task: pfgen."""
+    """File with stored answers to score; no model runs, and --output is a file. Only for the task pfgen."""
 
     lm_eval: tuple[str, ...] = ()
-    """Names of tasks or groups of lm-evaluation-harness (extra eval). --mode chat puts questions into conversations; --shots, --limit and
-    --seed apply."""
+    """Names of tasks or groups of lm-evaluation-harness (extra eval). --mode chat uses the chat template; --shots, --limit and --seed
+    apply."""
     include_path: Path | None = None
     """Folder with tasks of your own for --lm-eval, as YAML files."""
     training_data: tuple[str, ...] = ()
-    """Training data of the model: folders of shards, or text in any format that data prepare reads. Items that it contains are marked in
-    the answers of --tasks, and the result has the metrics of these items and of the others."""
+    """Training data of the model, to find contaminated items: folders of shards, or text in any format that plamo2 data prepare reads.
+    Answers to contaminated items are marked, and the result has separate metrics for contaminated and clean items."""
 
     path: tuple[str, ...] = ()
     """Data of tasks, as NAME=PATH, or only PATH if a single task needs data."""
@@ -57,21 +57,21 @@ class EvaluateOptions:
     jmmlu: Path | None = None
     """Folder of JMMLU: the same as --path jmmlu=DIR."""
     limit: int | None = None
-    """Maximum number of items of each task, equally many of each group. Default: all."""
+    """Maximum number of items of each task, the same number from each group. Default: all."""
     mode: str | None = None
-    """How questions are put to the model, for instance completion or chat. Default: that of the task."""
+    """Form of the prompts, for instance completion or chat. Default: set by the task."""
     shots: int | None = None
-    """Number of examples in a prompt. Default: that of the task."""
+    """Number of few-shot examples in a prompt. Default: set by the task."""
     trials: int | None = None
-    """Number of answers to each question. Default: that of the task."""
+    """Number of answers to each question. Default: set by the task."""
     max_new_tokens: int | None = None
-    """Maximum number of tokens of an answer. Default: that of the task."""
+    """Maximum number of tokens of an answer. Default: set by the task."""
     lengths: tuple[int, ...] = ()
-    """Numbers of tokens of generated contexts. Default: those of the task."""
+    """Lengths of generated contexts, in tokens. Default: set by the task."""
     depths: int | None = None
-    """Number of positions of a fact in generated contexts. Default: that of the task."""
+    """Number of positions of a fact in generated contexts. Default: set by the task."""
     kinds: tuple[str, ...] = ()
-    """Kinds of generated questions. Default: all of the task."""
+    """Kinds of generated questions. Default: all kinds of the task."""
     seed: int = 0
     """Random seed for sampled answers and generated questions."""
     judge: str | None = None
@@ -81,9 +81,10 @@ class EvaluateOptions:
     judge_api_key_env: str | None = None
     """Environment variable with the API key of the judge's server."""
     baseline: Path | None = None
-    """Results of another model (a folder that --output wrote). The judge then compares each answer with that model's, in both orders."""
+    """Results of another model (a folder that --output wrote). The judge then compares each answer with the answer of that model, in both
+    orders."""
     allow_unisolated_code: bool = False
-    """Run programs that a model wrote even if this system cannot isolate them. They can then read and change your files."""
+    """Run model-written programs even if this system cannot isolate them. They can then read and change your files."""
     processes: int | None = None
     """Number of processes that score answers. Default: one for each core."""
 
@@ -99,12 +100,12 @@ class EvaluateOptions:
     step: int | None = None
     """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     template: str | None = None
-    """Chat template for conversations: chat, translate, a Jinja file or a folder. Default: the template of the model, or else chat."""
+    """Chat template for conversations: chat, translate, a Jinja file or a folder. Default: the template of the model, otherwise chat."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations."""
     batch_size: int | None = None
-    """Number of texts that a local model reads or writes together. Default: 64 for tasks, 8 rows for held-out data."""
+    """Batch size of a local model. Default: 64 sequences for tasks, 8 rows for held-out data."""
     tokenizer: Path | None = None
-    """Tokenizer for --heldout and --training-data, if the model has none: a folder or tokenizer.jsonl."""
+    """Tokenizer for --heldout and --training-data if the model has none: tokenizer.jsonl, or the folder that contains it."""
     sequence_length: int | None = None
-    """Held-out data: positions per row; longer documents are cut. Default: the training length of a run folder, or else 2048."""
+    """Held-out data: positions per row; longer documents are cut. Default: the sequence length of the run, otherwise 2048."""

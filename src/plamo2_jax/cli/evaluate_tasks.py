@@ -35,7 +35,7 @@ def print_tasks() -> None:
         else:
             print(f"    data: --path {name}=PATH, from {info.source}")
         print(f"    licence: {info.licence}")
-    print("FILE.yaml: Tasks on your own JSON lines, described in a YAML file (docs/evaluation.md).")
+    print("FILE.yaml: Tasks on your own JSON lines, defined in a YAML file (docs/evaluation_tasks.md).")
 
 
 def run_tasks(options: EvaluateOptions, folder: Path) -> int:
@@ -87,10 +87,12 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
     for label, result in results:
         if "contamination" in result:
             print(_contamination_line(label, result))
-    print(f"results: {folder}, page: {report}")
+    print(f"results: {folder}, report: {report}")
     failed = sum(result["failed"] for _, result in results)
     if failed:
-        print(f"plamo2 evaluate: {failed} items have no answer; run the command again to ask for them", file=sys.stderr)
+        print(
+            f"plamo2 evaluate: {failed} items have no answer; run the same command again to retry them", file=sys.stderr
+        )
     return 1 if failed else 0
 
 
@@ -211,14 +213,14 @@ def _paths(options: EvaluateOptions) -> dict[str, Path]:
         name, separator, path = text.partition("=")
         if not separator:
             if len(needing) != 1:
-                raise PlamoError(f"--path {text} names no task: it must be NAME=PATH, such as jmmlu={text}")
+                raise PlamoError(f"--path {text} has no task name: it must be NAME=PATH, such as jmmlu={text}")
             name, path = needing[0], text
         given.append((name, Path(path)))
     for name, path in given:
         if path is None:
             continue
         if name in named:
-            raise PlamoError(f"the task {name} has two paths: {named[name]} and {path}. Give one")
+            raise PlamoError(f"the task {name} has two paths: {named[name]} and {path}. Give only one")
         named[name] = path
     return named
 

@@ -14,22 +14,22 @@ from plamo2_jax.errors import PlamoError
 
 @dataclasses.dataclass(frozen=True)
 class ExtendOptions:
-    """Give a model a wider attention window, full attention or another RoPE base, and write it as a run folder.
+    """Widen the attention window of a model, use full attention or change the RoPE base, and write the model as a run folder.
 
     The published extension to 32K: plamo2 extend runs/pretrain_8b runs/8b_32k --window 32768 --rope-theta 1e6
     The same with full attention: plamo2 extend runs/pretrain_8b runs/8b_full --full-attention all --rope-theta 1e6
 
-    No weight changes. With the same RoPE base, the outputs for texts that fit into the old window do not change. With another base, the
-    model needs further training: plamo2 pretrain configs/extend_32k.py --init-from OUT
-    Full-attention layers use rope_theta; windowed layers use rope_local_theta if it is set, else rope_theta.
+    The weights do not change. With the same RoPE base, outputs for texts within the old window do not change either. With another base, the
+    model needs further training: plamo2 pretrain configs/extend_32k.py --init-from OUT Full-attention layers use rope_theta; windowed
+    layers use rope_local_theta if it is set, else rope_theta.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
+    """Run folder, folder in Hugging Face format, RUN@STEP or RUN@ema."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Run folder to create: it must not exist or must be empty."""
+    """Run folder to create: it must not exist, or it must be empty."""
     window: int | None = None
-    """Attention window of windowed layers, in tokens; not less than before."""
+    """Attention window of windowed layers, in tokens; not smaller than the current window."""
     rope_theta: float | None = None
     """RoPE base of full-attention layers, and of windowed layers if --rope-local-theta is not set."""
     rope_local_theta: float | None = None
@@ -39,7 +39,7 @@ class ExtendOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(ExtendOptions, argv, "plamo2 extend")
     from plamo2_jax.surgery.extend import extend
 

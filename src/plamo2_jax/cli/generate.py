@@ -34,21 +34,21 @@ Several = tyro.conf.UseAppendAction
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions:
-    """Continue prompts, or answer messages (--chat).
+    """Continue prompts (--prompt) or answer chat messages (--chat).
 
-    Several prompts run as one batch; each text depends only on its prompt and the seed. A text ends at the model's end-of-document token,
-    at a stop string or id, or after --max-new-tokens.
+    Several prompts run as one batch. Each text depends only on its own prompt and the seed. A text ends at the model's end-of-document
+    token, at a stop string or id, or after --max-new-tokens.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
+    """A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, or a folder of adapters."""
     prompt: Several[tuple[str, ...]] = ()
-    """Text to continue; may be given several times. Without any prompt, the model starts a new document."""
+    """Text to continue; may be given several times. Default: the model starts a new document."""
     prompt_file: Several[tuple[Path, ...]] = ()
-    """File with one prompt; "-" is standard input. May be given several times. A newline at the end of the file is part of the
-    prompt. A byte order mark is dropped, and CRLF line ends become LF."""
+    """File with one prompt; "-" is standard input. May be given several times. A newline at the end of the file is part of the prompt. A
+    byte order mark is removed, and CRLF line ends become LF."""
     chat: Several[tuple[str, ...]] = ()
-    """User message to answer; may be given several times, each for its own conversation."""
+    """User message to answer; may be given several times. Each message starts a separate conversation."""
     system: str | None = None
     """System message of every --chat conversation."""
     template: str | None = None
@@ -67,41 +67,41 @@ class GenerateOptions:
     min_p: float = 0.0
     """Sample from tokens with at least this fraction of the largest probability; 0 is off."""
     repetition_penalty: float = 1.0
-    """Values above 1 make tokens of the prompt and of the text so far less likely."""
+    """Values above 1 make tokens less likely that occur in the prompt or in the text so far."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that were generated before; 0 is off."""
+    """Value subtracted from the logits of tokens that were generated before; 0 is off."""
     frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token for each time that it was generated before; 0 is off."""
+    """Value subtracted from the logit of a token for each time it was generated before; 0 is off."""
     seed: int = 0
     """Random seed."""
     samples: int = 1
-    """Samples per prompt."""
+    """Number of samples per prompt."""
     stop: Several[tuple[str, ...]] = ()
     """Stop string, which is removed from the text; may be given several times."""
     stop_id: Several[tuple[int, ...]] = ()
     """Token id to stop at, in addition to bos, eos and op; may be given several times."""
     allow_control: bool = False
-    """Encode control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are text. Use this
-    only for prompts you wrote yourself. --chat does not need it."""
+    """Encode control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens. By default they are encoded as text. Use
+    this option only for prompts you wrote yourself. --chat does not need it."""
     stream: bool = True
-    """Print a single text while it is generated. Several texts are printed when all are complete."""
+    """Print the text while it is generated. Several texts are printed when all are complete."""
     json: bool = False
     """Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    """Dtype of activations and matrices. Default: float32 on CPU, bfloat16 elsewhere."""
     kv_cache: Literal["int8"] | None = None
     """Dtype of cached keys and values. int8 needs about a quarter of the memory of float32; the state of Mamba layers stays in float32.
     Default: the dtype of the activations."""
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
-    """Devices that the model is divided over."""
+    """Devices over which the model is sharded."""
     step: int | None = None
-    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     tokenizer: Path | None = None
-    """A tokenizer.jsonl, or the folder that holds it, instead of the model's own."""
+    """A tokenizer.jsonl, or the folder that contains it, instead of the model's own."""
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     options = parse(GenerateOptions, argv, "plamo2 generate")
     from plamo2_jax.engine.generator import default_stop_ids
     from plamo2_jax.engine.sampling import SamplingConfig
@@ -120,10 +120,10 @@ def main(argv: list[str]) -> None:
     )
     stops = StopConfig(options.max_new_tokens, options.min_new_tokens, options.stop_id, options.stop)
     if options.chat and (options.prompt or options.prompt_file):
-        raise PlamoError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
+        raise PlamoError("--chat cannot be combined with --prompt or --prompt-file: give only one of them")
     for option, value in (("--system", options.system), ("--template", options.template)):
         if value is not None and not options.chat:
-            raise PlamoError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
+            raise PlamoError(f"{option} applies only to --chat: add --chat MESSAGE, or remove {option}")
     texts = [*options.chat] or [*options.prompt, *map(read_prompt, options.prompt_file)] or [""]
     chat_template = open_template(options.model, options.template) if options.chat else None
     generator, _ = open_generator(
@@ -170,7 +170,7 @@ def main(argv: list[str]) -> None:
             print(completion.text)
     seconds, count = time.perf_counter() - begun, generation.tokens_generated
     reasons = ", ".join(dict.fromkeys(completion.finish_reason for completion in generation.results()))
-    print(f"{count} tokens in {seconds:.1f} s with compilation; ended by: {reasons}", file=sys.stderr)
+    print(f"{count} tokens in {seconds:.1f} s, including compilation; finish reasons: {reasons}", file=sys.stderr)
 
 
 def read_prompt(path: Path) -> str:
@@ -180,13 +180,11 @@ def read_prompt(path: Path) -> str:
     with contextlib.nullcontext(sys.stdin.buffer) if piped else path.open("rb") as file:
         data = file.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
-        raise PlamoError(
-            f"--prompt-file: {name} is too large for a prompt: at most {MAX_PROMPT_BYTES:,} bytes are read"
-        )
+        raise PlamoError(f"--prompt-file: {name} is too large: a prompt may have at most {MAX_PROMPT_BYTES:,} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
+        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start}): save the file as UTF-8") from None
     if "\r\n" in text:
         print(f"--prompt-file: CRLF line ends of {name} are read as LF", file=sys.stderr)
     return text.replace("\r\n", "\n")
@@ -203,7 +201,7 @@ def warn_of_control_strings(texts: Sequence[str], tokenizer: Tokenizer) -> None:
 
 
 def open_template(folder: Path, template: str | None) -> ChatTemplate:
-    """Return the chat template that --template names; else the model's own; else `chat`."""
+    """Return the chat template that --template names, otherwise the model's own, otherwise `chat`."""
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.template_files import find_template
@@ -212,7 +210,10 @@ def open_template(folder: Path, template: str | None) -> ChatTemplate:
         return ChatTemplate.load(template)
     folder = ModelName.parse(folder).folder
     if find_template(folder) is None:
-        print(f"{folder} has no chat template; the built-in template chat is used (see --template)", file=sys.stderr)
+        print(
+            f"{folder} has no chat template; using the built-in template `chat` (--template changes it)",
+            file=sys.stderr,
+        )
     return ChatTemplate.of_model(folder)
 
 

@@ -14,41 +14,41 @@ from plamo2_jax.errors import PlamoError
 
 @dataclasses.dataclass(frozen=True)
 class GrowOptions:
-    """Grow a model to a larger shape, and write it in the public layout. To train it further, use pretrain with --init-from.
+    """Grow a model to a larger shape, and write it in Hugging Face format. To train it further, use plamo2 pretrain with --init-from.
 
-    Only size fields of the target are used; windows, RoPE bases and token ids keep the source's values. The optimizer state is not
-    carried over. With --method clone or zero and --depth identity, the larger model computes the same function as the smaller one.
+    Only size fields of the target are used; windows, RoPE bases and token ids keep the source's values. The optimizer state is not copied.
+    With --method clone or zero and --depth identity, the larger model computes the same function as the smaller one.
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """Model to grow: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
+    """Model to grow: a run folder, RUN@STEP or RUN@ema, or a folder in Hugging Face format. With --plan it may be a shape."""
     target: Annotated[str, tyro.conf.Positional]
     """Target shape: a preset, a config.json, or a model's folder."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Folder to create: it must not exist or must be empty."""
+    """Folder to create: it must not exist, or it must be empty."""
     method: Literal["clone", "tile", "zero"] = "zero"
-    """How channels are added. clone: copies, exact for any sizes. tile: copies, exact for whole multiples only. zero: new channels
-    with zero output, exact; this method saved the most tokens (experiments/weight_reuse)."""
+    """How channels are added. clone: copies; keeps the function for any sizes. tile: copies; keeps the function for whole multiples only.
+    zero: new channels with zero output; keeps the function, and saved the most training tokens (experiments/weight_reuse)."""
     depth: Literal["stack", "interleave", "identity"] = "identity"
-    """How layers are added. stack: repeat the whole stack. interleave: repeat each period. identity: like interleave, but new layers
-    start with zero output, which is exact."""
+    """How layers are added. stack: repeat the whole stack. interleave: repeat each period. identity: like interleave, but new layers start
+    with zero output, which keeps the function."""
     noise: float = 0.1
-    """Standard deviation of the noise that makes copies different, relative to a weight's root mean square. It cancels over the
-    copies, so the function does not change. Without noise, copies always have equal gradients."""
+    """Standard deviation of the noise added to copies, relative to the root mean square of a weight. The noise of the copies cancels, so
+    the function does not change. Without noise, copies always get equal gradients."""
     seed: int = 0
     """Random seed."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FIELD=VALUE replaces a field of the target's shape; may be given several times."""
     step: int | None = None
-    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the file."""
     plan: bool = False
-    """Print what would grow, and write nothing."""
+    """Print the changes of the shape, and write nothing."""
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     options = parse(GrowOptions, argv, "plamo2 grow")
     from plamo2_jax.surgery.grow.depth import grown_config
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes

@@ -15,14 +15,14 @@ def init(
     *,
     template: Literal["start", "demo", "quickstart", "large"] = "start",
 ) -> None:
-    """Write a project folder: config files to edit, a Makefile, a .gitignore and hints about the data.
+    """Write a project folder: config files to edit, a Makefile, a .gitignore and hints about the data format.
 
     `make` in the new folder trains a model on the text that comes with plamo2-jax; change TEXT in configs/pipeline.py to train on yours.
 
     Args:
-        folder: Folder to create; it may exist if it is empty.
-        template: Config files to write. start: pretraining on your own text, SFT, DPO. demo: all stages of the demo. quickstart: the model
-            of plamo2 quickstart. large: models of 1B to 31B parameters on TPU slices.
+        folder: Folder to create: it must not exist, or it must be empty.
+        template: Config files to write. start: pretraining on your own text, SFT and DPO. demo: all stages of the demo. quickstart: the
+            model of plamo2 quickstart. large: models with 1B to 31B parameters on TPU slices.
     """
     from plamo2_jax.project.templates import TEMPLATES, write_project
 
@@ -39,5 +39,5 @@ def init(
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     call(init, argv, "plamo2 init")

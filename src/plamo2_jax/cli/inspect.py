@@ -19,16 +19,16 @@ def inspect(
     verify: bool = False,
     json: bool = False,
 ) -> int:
-    """Describe a folder from its headers, without reading weights.
+    """Describe a model, adapter or shard folder. Only headers are read, not the weights.
 
-    Shows the kind of folder, parameters in total and by part of the network, stored dtypes, sizes of the axes, layer pattern,
+    Prints the kind of folder, the number of parameters in total and by part of the network, stored dtypes, axis sizes, layer pattern,
     tokenizer, chat template, checkpoints and checksums.
 
     Args:
-        folder: A run folder or RUN@STEP, a folder of the public layout, adapters, or a folder of shards.
+        folder: A run folder or RUN@STEP, a folder in Hugging Face format, a folder of adapters, or a folder of shards.
         tensors: List every stored tensor: name, dtype, shape, axes.
-        step: Step of a run folder's checkpoint; left out, the newest.
-        verify: Compare every file of the checkpoint with its checksum. Reads all files; exit status 1 if one differs.
+        step: Step of a run folder's checkpoint. Default: the newest.
+        verify: Read all files of the checkpoint and compare their checksums. The exit status is 1 if one differs.
         json: Print one JSON object.
     """
     from plamo2_jax.report.inspect import as_text, inspect_folder
@@ -46,5 +46,5 @@ def inspect(
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     return call(inspect, argv, "plamo2 inspect")

@@ -13,11 +13,11 @@ DESCRIPTION = """Iterative DPO: in each round the model answers prompts and is t
 
 usage: plamo2 iterate CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = IterativeDpoConfig(...)`; any field below can be replaced on the command line. A round runs
-plamo2 preference-data with the newest model as the policy, plamo2 dpo on the pairs with this model as the start and the reference, and
-plamo2 merge on this model and the trained one.
+CONFIG.py is a Python file that sets `config = IterativeDpoConfig(...)`; any field below can be replaced on the command line. A round has
+three stages: plamo2 preference-data with the newest model as the policy; plamo2 dpo on the pairs, with this model as the initial model and
+the reference; and plamo2 merge of this model and the trained model.
 
-Writes OUTPUT/round_N/{pairs,train,model}. After an interruption in any stage, the same command resumes. --rounds can be raised later.
+Writes OUTPUT/round_N/{pairs,train,model}. After an interruption in any stage, the same command resumes. You can increase --rounds later.
 
 exit status:
   0        all rounds are done
@@ -26,7 +26,7 @@ exit status:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
     options = preference_data.options_of("iterate", argv, example, DESCRIPTION, "configs/iterate.py")
     with preference_data.progress("iterate") as on_progress:
         ended = run_rounds(

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _USAGE = """usage: plamo2 launch PLACE CONFIG [options] [--dry-run] [-- --field value ...]
 
-Runs `plamo2 pretrain CONFIG.py` on other machines, or as several processes. Arguments after -- are passed to pretrain. --dry-run only
-prints the script or manifest, which you can read, keep, or pipe into shellcheck, bash, kubectl or sbatch.
+Runs `plamo2 pretrain CONFIG.py` on other machines, or as several processes. Arguments after -- are passed to plamo2 pretrain. --dry-run
+only prints the script or manifest, so you can review it, save it, or pipe it into bash, kubectl or sbatch.
 
-  gcloud    a TPU slice of your own: requests a queued resource, installs, trains, and restarts after a preemption
+  gcloud    a TPU slice in Google Cloud: requests a queued resource, installs, trains, and restarts after a preemption
   xpk       TPU slices of a GKE cluster: a JobSet for kubectl, or a command for XPK
   slurm     a SLURM cluster: an sbatch script that requeues itself
   local     several processes on this machine
@@ -38,7 +38,7 @@ Workers of `plamo2 synth CONFIG.yaml`, which share a run folder (docs/synthetic_
 example: plamo2 launch slurm configs/demo.py --nodes 4 --gpus-per-node 8 --dry-run -- --output /shared/runs
 
 plamo2 launch PLACE --help explains a place; docs/launch.md has an example of each. A restarted run resumes from its newest checkpoint. With
-more than one machine, set --output to a bucket (gs://...) or to a folder on a shared file system."""
+several machines, set --output to a bucket (gs://...) or to a folder on a shared file system."""
 
 
 SYNTH = {"synth-slurm": synth_slurm.SynthSlurm, "synth-gke": synth_gke.SynthGke}
@@ -61,7 +61,7 @@ class _Command(Generic[Place]):
     place: tyro.conf.OmitArgPrefixes[Place]
     """Options of the place."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what would be run, and run nothing."""
+    """Print the script, manifest or command, and run nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,11 @@ class _SynthCommand(Generic[Place]):
     place: tyro.conf.OmitArgPrefixes[Place]
     """Options of the place."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what would be run, and run nothing."""
+    """Print the script, manifest or command, and run nothing."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status of the launched program."""
+    """Run the command and return the exit status of the launched program."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
@@ -113,12 +113,12 @@ def load_synth(path: Path, overrides: tuple[str, ...]) -> SynthJob:
     from plamo2_jax.synth.config import read_config
 
     if overrides:
-        raise PlamoError(f"the arguments after -- are not allowed for synth ({overrides[0]}): change {path}")
+        raise PlamoError(f"arguments after -- are not allowed for plamo2 synth ({overrides[0]}): change {path} instead")
     config = read_config(path)
     if is_remote(config.output):
         raise PlamoError(
-            f"output {config.output} is in a bucket, which has no atomic links and renames: it must be a folder on a file system that "
-            "all workers share, such as NFS, Lustre or Filestore"
+            f"output {config.output} is in a bucket, which does not support atomic links and renames: it must "
+            "be a folder on a file system that all workers share, such as NFS, Lustre or Filestore"
         )
     keys = [model.api_key_env for model in (config.generator, config.judge) if model is not None]
     names = tuple(dict.fromkeys(key for key in keys if key is not None))

@@ -9,8 +9,8 @@ import sys
 def silence_library_logs() -> None:
     """Silence the stack traces that Orbax and TensorStore log with an error, for the rest of this process.
 
-    Orbax raises an error and its threads also log the stack trace. The first error of a save closes the event loop to which the other
-    writes of the save report, and TensorStore logs one more error for each of them.
+    Orbax raises an error and its threads also log the stack trace. The first error of a save closes the event loop that the other writes of
+    the save use, and TensorStore logs another error for each of them.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

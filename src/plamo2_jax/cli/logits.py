@@ -35,24 +35,26 @@ def logits(
 ) -> None:
     """Write the logits of given tokens, to compare implementations.
 
-    Writes an .npz with the array logits [b, t, v] float32: at each position the logits of the next token. Logits at padding (segment 0)
-    are meaningless. Memory depends on the batch size, not on the file.
+    Writes an .npz with the array logits [b, t, v] float32: at each position the logits of the next token. Logits at padding (segment 0) are
+    meaningless. Memory use depends on the batch size, not on the size of the file.
 
     Args:
-        model: A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters.
+        model: A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, or a folder of adapters.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 for padding,
             1, 2, ... for documents.
         output: The .npz to write.
-        step: Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest.
-        batch_size: Rows per batch.
+        step: Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest.
+        batch_size: Number of rows per batch.
         dtype: Dtype of activations and matrices. Logits are always float32.
-        mesh: Devices that the model is divided over.
+        mesh: Devices over which the model is sharded.
     """
     from plamo2_jax.engine.weights import load_weights
 
     require_at_least(1, batch_size=batch_size)
     if not output.parent.is_dir():
-        raise PlamoError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
+        raise PlamoError(
+            f"--output {output}: the folder {output.parent} does not exist. Create it, or choose another file"
+        )
     tokens, segment_ids = read_input(input)
     network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh.make(), scan_layers=True)
     check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
@@ -79,7 +81,9 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise PlamoError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
     if segment_ids.shape != tokens.shape:
-        raise PlamoError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
+        raise PlamoError(
+            f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, the shape of tokens"
+        )
     return tokens, segment_ids
 
 
@@ -93,8 +97,8 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
         if len(wrong):
             row, column = wrong[0]
             raise PlamoError(
-                f"{path}: {name}[{row}, {column}] is {array[row, column]}: it must be from 0 to {largest}"
-                f" ({len(wrong)} value(s) are not)"
+                f"{path}: {name}[{row}, {column}] is {array[row, column]}: it must be from 0 to {largest} "
+                f"({len(wrong)} value(s) are out of range)"
             )
 
 
@@ -133,5 +137,5 @@ def write_logits(
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     call(logits, argv, "plamo2 logits")

@@ -20,12 +20,12 @@ def lora(
     """Merge trained LoRA adapters into a model's weights, and write the result as a run folder.
 
     Args:
-        model: The model that the adapters were trained on: a run folder, RUN@STEP, or a folder of the public layout.
+        model: The model that the adapters were trained on: a run folder, RUN@STEP, or a folder in Hugging Face format.
         adapter: A run that trained adapters, RUN@STEP or RUN@ema, or a folder in PEFT's layout, also from other programs. LoRA and rsLoRA
-            are supported. Other kinds are refused by name: DoRA, activated LoRA, biases, whole modules, and adapters that were trained
-            against a changed base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
-        output: Run folder to create: it must not exist or must be empty.
-        step: Step of the adapters' checkpoint, instead of RUN@STEP; left out, the newest.
+            are supported. Other kinds are refused: DoRA, activated LoRA, biases, whole modules, and adapters that were trained on a
+            modified base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
+        output: Run folder to create: it must not exist, or it must be empty.
+        step: Step of the adapters' checkpoint, instead of RUN@STEP. Default: the newest.
     """
     from plamo2_jax import checkpoint
     from plamo2_jax.adapters.peft import FOLDER, merged_model
@@ -44,6 +44,6 @@ def lora(
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     call(lora, argv, "plamo2 lora")
     return 0

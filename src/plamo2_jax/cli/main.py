@@ -1,4 +1,4 @@
-"""Entry point of the `plamo2` command: selects the verb and passes the other arguments to it."""
+"""Entry point of the `plamo2` command: selects the subcommand and passes the other arguments to it."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from plamo2_jax.cli.compile_cache import NO_CACHE
 from plamo2_jax.cli.library_logs import silence_library_logs
 from plamo2_jax.errors import PlamoError
 
-VERBS = {
-    "init": "write a project folder: config files, a Makefile, hints about the data",
-    "quickstart": "train a tiny model on the bundled text in about a minute and talk to it",
-    "tokenizer": "train a vocabulary, encode, decode",
-    "data": "build the bundled corpus, clean text, write tokenized shards",
+COMMANDS = {
+    "init": "write a project folder: config files, a Makefile, hints about the data format",
+    "quickstart": "train a tiny model on the bundled text in about a minute and chat with it",
+    "tokenizer": "train a tokenizer, encode and decode text",
+    "data": "clean, deduplicate, score and tokenize text; export the bundled corpus",
     "pretrain": "train a model from a config file",
     "sft": "fine-tune a model on conversations",
-    "dpo": "train a model on preference data",
-    "preference-data": "make preference data: sample answers from a model, score them, pair them",
+    "dpo": "train a model on preference data (DPO and related losses)",
+    "preference-data": "make preference data: sample answers from a model, score them, form pairs",
     "iterate": "iterative DPO: rounds of preference-data, dpo and merge",
     "lora": "merge LoRA adapters into a model's weights",
     "synth": "make synthetic data from documents, rules and models",
-    "pipeline": "run commands as a graph; finished stages are skipped",
-    "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
-    "evaluate": "evaluate a model on benchmark tasks and held-out data, compare results",
+    "pipeline": "run plamo2 commands as a pipeline; finished stages are skipped",
+    "launch": "start training on TPU slices, in GKE, under SLURM or as several processes",
+    "evaluate": "evaluate a model on benchmark tasks and held-out data; compare results",
     "generate": "continue a prompt",
-    "chat": "talk to a model, or to a server, in the terminal",
-    "serve": "serve a model over HTTP with OpenAI's endpoints and a chat page",
+    "chat": "chat with a model or a server in the terminal",
+    "serve": "serve a model over HTTP: OpenAI-compatible API and chat page",
     "bench-serve": "measure an OpenAI-compatible server under load",
-    "convert": "read and write checkpoints of the public PLaMo 2 layout",
+    "convert": "convert models from and to Hugging Face format, and to GGUF",
     "logits": "write the logits of given tokens, to compare implementations",
     "grow": "initialize a larger model from a smaller one",
     "prune": "prune a model to a smaller shape by importance",
-    "quantize": "write a model with matrices of 8 or 4 bits",
+    "quantize": "quantize a model to 8 or 4 bits",
     "merge": "merge several models or checkpoints into one",
-    "extend": "widen the attention window, use full attention, change the RoPE base",
-    "distill": "write a teacher's logits to disk for distillation",
-    "probe": "measure retrieval at chosen lengths: phonebook and needle",
-    "phonebook": "write phonebooks as training text",
+    "extend": "extend the context: attention window, full attention, RoPE base",
+    "distill": "write the logits of a teacher model to disk for distillation",
+    "probe": "measure retrieval from long contexts: phonebook and needle tasks",
+    "phonebook": "write phonebook documents as training text",
     "config": "show, compare and check config files",
     "watch": "follow a training run or a pipeline in the terminal",
-    "inspect": "describe a folder of a model, adapters or shards",
-    "report": "write an HTML page about a run",
-    "plan": "predict memory and time on a TPU slice you do not have, with its compiler",
+    "inspect": "describe a model, adapter or shard folder",
+    "report": "write an HTML report of a run or a pipeline",
+    "plan": "predict memory and step time on a TPU slice you do not have",
 }
 
-OLD_VERBS = {"prefer": "preference-data"}
-"""Names that verbs had before version 1.1. They work for one release, with a warning."""
+OLD_COMMANDS = {"prefer": "preference-data"}
+"""Command names before version 1.1. They still work for one release, with a warning."""
 
 
 def module_of(verb: str) -> str:
-    """Return the name of a verb's module."""
+    """Return the name of a command's module."""
     return verb.replace("-", "_")
 
 
 def usage() -> str:
     """Return the text of `plamo2 --help`."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
-    return f"""usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)
+    width = max(map(len, COMMANDS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in COMMANDS.items())
+    return f"""usage: plamo2 COMMAND [options]        (plamo2 COMMAND --help explains a command)
 
 {verbs}
 
@@ -83,7 +83,7 @@ def version() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2.
+    """Run one command and return the exit status. A user error prints one sentence on stderr and returns status 2.
 
     All exceptions except PlamoError, OSError and KeyboardInterrupt are defects and keep their traceback.
     """
@@ -94,23 +94,24 @@ def main(argv: list[str] | None = None) -> int:
         argv[:end] = [word for word in argv[:end] if word != NO_CACHE]
         compile_cache.disable()
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
+        return _print(usage()) or (0 if argv else 2)
     if argv[0] in ("-V", "--version"):
-        print(version())
-        return 0
-    if argv[0] in OLD_VERBS:
-        verb = OLD_VERBS[argv[0]]
+        return _print(version())
+    if argv[0] in OLD_COMMANDS:
+        verb = OLD_COMMANDS[argv[0]]
         print(
-            f"plamo2: warning: the verb {argv[0]} is now called {verb}; the old name will be removed", file=sys.stderr
+            f"plamo2: warning: the command {argv[0]} is now called {verb}; the old name will be removed",
+            file=sys.stderr,
         )
         argv[0] = verb
-    if argv[0] not in VERBS:
+    if argv[0] not in COMMANDS:
         from plamo2_jax.cli.arguments import closest_commands
 
-        meant = closest_commands(argv[0], VERBS)
-        known = f"did you mean {meant}? plamo2 --help lists all" if meant else f"it must be one of {', '.join(VERBS)}"
-        print(f"plamo2: unknown verb {argv[0][:60]!r}; {known}", file=sys.stderr)
+        meant = closest_commands(argv[0], COMMANDS)
+        known = (
+            f"did you mean {meant}? plamo2 --help lists all" if meant else f"it must be one of {', '.join(COMMANDS)}"
+        )
+        print(f"plamo2: unknown command {argv[0][:60]!r}; {known}", file=sys.stderr)
         return 2
     compile_cache.enable()
     keep_freed_memory()
@@ -120,15 +121,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return verb.main(argv[1:]) or 0
     except BrokenPipeError:
-        # The reader of the output has closed the pipe. Any further write would fail, also the one at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return _drop_output()
     except KeyboardInterrupt:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (PlamoError, OSError) as error:
         print(f"plamo2 {argv[0]}: {_printable(_sentence(error))}", file=sys.stderr)
         return 2
+
+
+def _print(text: str) -> int:
+    """Print a text, and return 0, or the exit status for a closed pipe, as in `plamo2 --help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        return _drop_output()
+    return 0
+
+
+def _drop_output() -> int:
+    """Return the exit status for an output whose reader has closed the pipe. Any further write would fail, also the one at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _sentence(error: Exception) -> str:

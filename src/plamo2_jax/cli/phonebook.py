@@ -15,11 +15,11 @@ from plamo2_jax.cli.arguments import parse
 class PhonebookOptions:
     """Write phonebooks with answered queries as JSON lines, for `plamo2 data prepare`.
 
-    A small model must be trained on such texts before `plamo2 probe --task phonebook` can measure its attention.
+    Train a small model on such texts before you measure it with `plamo2 probe`.
     """
 
     output: Annotated[Path, tyro.conf.Positional]
-    """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
+    """File to write: .jsonl, or compressed as .jsonl.gz, .jsonl.xz or .jsonl.bz2."""
     documents: int = 1000
     """Number of phonebooks."""
     entries: tuple[int, int] = (4, 40)
@@ -29,7 +29,7 @@ class PhonebookOptions:
     language: str = "ja,en"
     """ja, en, or both separated by a comma; they then alternate."""
     digits: int | None = None
-    """Number of digits; left out, telephone numbers."""
+    """Number of digits of each number. Default: telephone numbers."""
     separator: str = ": "
     """Text between name and number. Tokenizers rarely merge a tab, $'\\t', with its neighbours."""
     seed: int = 0
@@ -37,7 +37,7 @@ class PhonebookOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(PhonebookOptions, argv, "plamo2 phonebook")
     from plamo2_jax.cli.data_files import write_jsonl
     from plamo2_jax.eval.phonebook import documents

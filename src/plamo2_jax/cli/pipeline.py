@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from plamo2_jax.cli.arguments import call
-from plamo2_jax.cli.main import OLD_VERBS, module_of
+from plamo2_jax.cli.main import OLD_COMMANDS, module_of
 from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.errors import PlamoError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from plamo2_jax.pipeline.run import Ran
 
 _RESUMING = ("pretrain", "sft", "dpo", "preference-data", "iterate")
-"""Verbs that take a config file and options for its fields, and that resume after an interruption (synth does, too)."""
+"""Commands that take a config file and options for its fields, and that resume after an interruption (synth also resumes)."""
 _OUTPUTS = ("output", "reference_log_probs")
 """Config fields that name outputs."""
 _SET_BY_ITERATE = ("policy", "init_from", "mixture", "heldout")
@@ -42,14 +42,14 @@ def pipeline(
     PIPELINE.py is a Python file that sets `pipeline = Pipeline(home=..., stages=(Stage(...), ...))`; see configs/pipeline_demo.py and
     docs/pipeline.md. A stage is finished while its command, its resolved config, its inputs, its outputs and the version of this package
     are the same as when it ended. After an interruption, the same command resumes: pretrain, sft, dpo, preference-data, iterate and synth
-    from what they saved, any other stage from its beginning. Before a stage starts from its beginning, its old outputs are moved to
-    HOME/.pipeline/stale.
+    continue from their saved state, and other stages start from the beginning. Before a stage starts from the beginning, its old outputs
+    are moved to HOME/.pipeline/stale.
 
     The exit status is the status of the stage that failed or was stopped (see plamo2 pretrain --help), or 2 if the pipeline file is wrong.
 
     Args:
         file: The pipeline file.
-        dry_run: Print which stages would run and why, and run nothing.
+        dry_run: Print the stages that would run and the reasons, and run nothing.
         until: Run only this stage and the stages it depends on.
         force: Run these stages even if they are finished.
     """
@@ -77,7 +77,7 @@ def pipeline(
 
 
 def describe(argv: list[str]) -> Description:
-    """Read the config file of a command and resolve it as the verb does.
+    """Read the config file of a command and resolve it as the command does.
 
     Raises:
         PlamoError: there is no such file, or its config is not allowed.
@@ -85,7 +85,7 @@ def describe(argv: list[str]) -> Description:
     from plamo2_jax.pipeline.graph import Description
 
     verb, *rest = argv
-    verb = OLD_VERBS.get(verb, verb)
+    verb = OLD_COMMANDS.get(verb, verb)
     if verb == "synth" and rest:
         return _describe_synth(rest[0])
     if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
@@ -148,11 +148,11 @@ def _leaves(value: Any, without: Collection[str]) -> Iterator[Any]:
 
 
 def command(argv: list[str], stdout: Path | None) -> int:
-    """Run one command in this process. This saves the start of Python and jax, and a kill ends both at once.
+    """Run one command in this process. This saves the start-up time of Python and JAX, and killing the pipeline also ends the stage.
 
     Args:
         argv: the arguments of `plamo2`.
-        stdout: file for its standard output; written when the command has succeeded.
+        stdout: file for its standard output. The file is written when the command has succeeded.
     """
     from plamo2_jax.storage import write_whole
 
@@ -170,7 +170,7 @@ def command(argv: list[str], stdout: Path | None) -> int:
 
 
 def table(graph: Graph, ran: list[Ran]) -> str:
-    """Return a table of the stages and their durations. The last line sums those of this call."""
+    """Return a table of the stages and their durations. The last line is the total of the stages that this call ran."""
     width = max(map(len, graph.stages))
     lines = [
         f"{each.name:<{width}}  {'skipped' if each.why is None else 'run':<11}  {each.seconds:8.1f} s" for each in ran
@@ -180,5 +180,5 @@ def table(graph: Graph, ran: list[Ran]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
     return call(pipeline, argv, "plamo2 pipeline")

@@ -16,7 +16,7 @@ _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field val
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
 Compile for a TPU slice on a machine without a TPU, and print the cycles, bytes and memory that the compiler reports. These are the
-compiler's figures, not measured time. Needs the extra plan: pip install '.[plan]'
+compiler's estimates, not measured times. Needs the extra plan: pip install '.[plan]'
 
   CONFIG.py     a train step, prefill or decoding step: HBM per chip, collectives, predicted time and upper bound on MFU
                                                               (options: plamo2 plan CONFIG.py --help)
@@ -27,13 +27,13 @@ compiler's figures, not measured time. Needs the extra plan: pip install '.[plan
 class SsdOptions:
     """Compile the selective scan for one device of a TPU slice and print its cost.
 
-    Compiles the scan at the shape of a model's layer, forward only and with the gradient of every input. Prints a table with a row for
-    each implementation, chunk size, direction and choice of layouts; the columns are explained below the table. Nothing is measured: a
-    schedule gives the cycles of the instructions without memory stalls.
+    Compiles the scan with the shape of a model's layer, forward only and with the gradients of all inputs. Prints a table with a row for
+    each implementation, chunk size, direction and choice of layouts, and explains the columns. Nothing is measured: the cycles come from
+    the compiler's schedule and do not include memory stalls.
     """
 
     topology: str
-    """The slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1, or its accelerator type, such as v5p-8."""
+    """TPU slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1, or its accelerator type, such as v5p-8."""
     preset: str = "plamo-2-8b"
     """Preset of the model whose layer is compiled."""
     implementation: tuple[Literal["xla", "pallas_tpu"], ...] = ("xla", "pallas_tpu")
@@ -41,17 +41,17 @@ class SsdOptions:
     chunk: tuple[int, ...] = ()
     """Tokens per chunk. Give several to compare them. Default: the implementation's default on TPU."""
     direction: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward")
-    """The forward scan only, or also its gradient."""
+    """Programs to compile: the forward scan only, or also its gradient."""
     layouts: tuple[Literal["default", "auto"], ...] = ("default", "auto")
     """Layouts of arguments and results. default: the default layout of arrays. auto: the compiler chooses, as inside a model."""
     tokens: int = 8192
-    """Tokens per row."""
+    """Number of tokens per row."""
     batch: int = 1
     """Number of rows."""
     segments: bool = True
-    """Whether rows hold several documents."""
+    """Compile for rows with several documents (segment ids)."""
     initial_state: bool = False
-    """Whether the scan starts from a given state."""
+    """Compile a scan that starts from a given state."""
     breakdown: bool = False
     """Print the cycles of each operation."""
     output: Path | None = None
@@ -71,11 +71,14 @@ def ssd(options: SsdOptions) -> None:
     from plamo2_jax.progress import tqdm
 
     if options.preset not in PRESETS:
-        raise PlamoError(f"--preset {options.preset} is not allowed; it must be one of {', '.join(PRESETS)}")
+        raise PlamoError(f"--preset {options.preset} is not allowed: it must be one of {', '.join(PRESETS)}")
     topology = slice_name(options.topology)
     require_at_least(1, tokens=options.tokens, batch=options.batch, chunk=min(options.chunk, default=None))
     if options.output is not None and not options.output.parent.is_dir():
-        raise PlamoError(f"--output {options.output}: the folder {options.output.parent} does not exist")
+        raise PlamoError(
+            f"--output {options.output}: the folder {options.output.parent} does not exist. Create it, or choose "
+            "another file"
+        )
     shape = (options.tokens, options.batch, options.segments, options.initial_state)
     programs = [
         (SsdProgram(options.preset, name, size, direction, *shape), layout)
@@ -89,8 +92,8 @@ def ssd(options: SsdOptions) -> None:
     with Worker() as worker, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
         plans = [worker.call(compile_ssd, SsdRequest(topology, program, layout)) for program, layout in bar]
     print(
-        f"Compiler's figures (libtpu {libtpu}, {topology}), not measured time; "
-        f"ssd of {options.preset}, {options.batch}×{options.tokens} tokens."
+        f"Compiler estimates (libtpu {libtpu}, {topology}), not measured times; ssd of "
+        f"{options.preset}, {options.batch}×{options.tokens} tokens."
     )
     if warning:
         print(f"Warning: {warning}.")
@@ -106,7 +109,7 @@ def ssd(options: SsdOptions) -> None:
             )
             print("\n".join(f"  {line}" for line in lines))
     if options.output is not None:
-        header = {"source": "the compiler's figures, not measured time", "libtpu": libtpu, "topology": topology}
+        header = {"source": "compiler estimates, not measured times", "libtpu": libtpu, "topology": topology}
         write_json(options.output, {**header, "programs": [table.to_json(plan) for plan in plans]})
         print(f"\n{options.output}: {len(plans)} programs", file=sys.stderr)
 
@@ -128,5 +131,5 @@ def main(argv: list[str]) -> int | None:
         print(_USAGE, file=sys.stderr)
         return 2
     raise PlamoError(
-        f"unknown plan {' '.join(words)!r}; it must be: kernel ssd, or a config file such as configs/pretrain_8b.py"
+        f"unknown plan {' '.join(words)!r}: it must be kernel ssd, or a config file such as configs/pretrain_8b.py"
     )

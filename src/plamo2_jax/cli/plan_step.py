@@ -1,4 +1,4 @@
-"""`plamo2 plan CONFIG.py`: memory and predicted time of a run's programs on a TPU slice you do not have."""
+"""`plamo2 plan CONFIG.py`: predict memory and time of a run on a TPU slice you do not have."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _DESCRIPTION = """Compile a run's train step for a TPU slice on a machine withou
 
 usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.field value] ...
 
-Prints HBM per chip by kind, collectives, the compiler's cycles, and the step time and the bound on MFU predicted from them. Nothing is
-measured, and no data are needed. If the step does not fit, prints how many bytes are missing and the nearest change that fits.
-CONFIG.py is a config of plamo2 pretrain, sft or dpo, and any of its fields can be replaced on the command line. For distillation, the shape
-of the teacher is read from its folder. Needs the extra plan: pip install '.[plan]'"""
+Prints the HBM per chip by kind, collectives, the compiler's cycle counts, and the step time and the bound on MFU predicted from them.
+Nothing is measured, and no data are needed. If the step does not fit into HBM, prints how many bytes are missing and the smallest change
+that makes it fit. CONFIG.py is a config of plamo2 pretrain, sft or dpo, and any of its fields can be replaced on the command line. For
+distillation, the shape of the teacher is read from its folder. Needs the extra plan: pip install '.[plan]'"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,11 @@ class Options:
     """The program to compile, and the devices."""
 
     topology: str | None = None
-    """The slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4, or its accelerator type, such as v5litepod-16 or v5p-128; each of
-    several slices if --mesh.slices is more than 1."""
+    """TPU slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4, or its accelerator type, such as v5litepod-16 or v5p-128. With
+    --mesh.slices above 1, each slice has this shape."""
     gpu: str | None = None
-    """A node of GPUs such as h100x8, instead of a slice. Prints the argument bytes on each GPU only: the GPU compiler does not run."""
+    """Node of GPUs, such as h100x8, instead of a TPU slice. Prints only the argument bytes on each GPU, because the GPU compiler is not
+    run."""
     implementation: Literal["pallas", "xla"] = "pallas"
     """Implementation of scan and attention in the train step: Pallas kernels for TPU, or XLA operations."""
     prefill: int | None = None
@@ -44,27 +45,27 @@ class Options:
     decode: int | None = None
     """Plan a decoding step with this many tokens in the cache instead of the train step."""
     rows: int | None = None
-    """Rows per copy of the model in prefill and decode; left out, 8."""
+    """Rows per replica of the model in prefill and decode. Default: 8."""
     sweep: bool = False
-    """Compare meshes, micro-batches, remat policies and loss chunks, and print the options of the best."""
+    """Compare meshes, micro-batches, remat policies and loss chunks, and print the options of the best candidate."""
     points: int | None = None
-    """With --sweep: number of candidates to compile; left out, 16."""
+    """With --sweep: number of candidates to compile. Default: 16."""
     complete: int | None = None
-    """With --sweep: number of best candidates to compile completely, which takes minutes each; left out, 1."""
+    """With --sweep: number of best candidates to compile completely, which takes minutes each. Default: 1."""
     minutes: float | None = None
-    """With --sweep: no compilation begins later than this many minutes after the start."""
+    """With --sweep: time after which no new compilation starts, in minutes."""
     journal: Path | None = None
-    """With --sweep: folder for finished compilations, from which the same command resumes; left out, runs/plans/NAME-SLICE."""
+    """With --sweep: folder for finished compilations, from which the same command resumes. Default: runs/plans/NAME-SLICE."""
     search: bool = True
-    """If the train step does not fit, search for the nearest change that fits."""
+    """If the train step does not fit into HBM, search for the smallest change that makes it fit."""
     longest: bool = False
-    """Print the longest operations."""
+    """Print the operations with the most predicted time."""
     json: Path | None = None
     """JSON file for all results."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb; return 1 if the program does not fit or does not compile."""
+    """Run the command; return 1 if the program does not fit or does not compile."""
     from plamo2_jax.cli.plan_slice import slice_name
     from plamo2_jax.cli.run_options import parse_config
     from plamo2_jax.config_file import load_config
@@ -82,7 +83,9 @@ def main(argv: Sequence[str]) -> int:
         raise PlamoError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     _refuse_unused(options)
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise PlamoError(f"--json {options.json}: the folder {options.json.parent} does not exist")
+        raise PlamoError(
+            f"--json {options.json}: the folder {options.json.parent} does not exist. Create it, or choose another file"
+        )
     if options.gpu is not None:
         return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
     context = options.prefill or options.decode or config.data.sequence_length
@@ -94,26 +97,26 @@ def main(argv: Sequence[str]) -> int:
 def _refuse_unused(options: Options) -> None:
     """Refuse values out of range, and options that the chosen plan ignores."""
     if options.prefill is not None and options.decode is not None:
-        raise PlamoError("--prefill and --decode are two plans: give only one of them")
+        raise PlamoError("--prefill and --decode cannot be combined: give only one of them")
     require_at_least(1, prefill=options.prefill, decode=options.decode, rows=options.rows)
     serving = bool(options.prefill or options.decode)
     if options.rows is not None and not serving:
         raise PlamoError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
     if options.sweep and serving:
-        raise PlamoError("--sweep is not allowed with --prefill or --decode: it compares train steps")
+        raise PlamoError("--sweep is not allowed with --prefill or --decode: a sweep compares train steps")
     require_at_least(1, points=options.points)
     require_at_least(0, complete=options.complete)
     if options.minutes is not None and not options.minutes > 0:
         raise PlamoError(f"--minutes {options.minutes} is not allowed: it must be positive")
     for name in ("points", "complete", "minutes", "journal"):
         if getattr(options, name) is not None and not options.sweep:
-            raise PlamoError(f"--{name} is not allowed without --sweep: it is an option of the sweep")
+            raise PlamoError(f"--{name} is not allowed without --sweep: add --sweep")
     if options.sweep and options.longest:
-        raise PlamoError("--longest is not allowed with --sweep; plan one of its meshes alone")
+        raise PlamoError("--longest is not allowed with --sweep: plan one candidate of the sweep without --sweep")
     if options.gpu is not None and (serving or options.sweep or options.longest):
         raise PlamoError(
-            "--prefill, --decode, --sweep and --longest are not allowed with --gpu: without the GPU's compiler only bytes of the "
-            "train step's arguments are known"
+            "--prefill, --decode, --sweep and --longest are not allowed with --gpu: the GPU compiler is not "
+            "run, so only the argument bytes of the train step are known"
         )
 
 
@@ -138,7 +141,7 @@ def _one(options: Options, request: Request) -> int:
     if request.kind == "train" and found.fits:
         print(run_time(request, found))
     if request.kind == "train" and (others := not_counted(request.config)):
-        print(f"not counted: programs for {' and '.join(others)}, which run between train steps")
+        print(f"not included: programs for {' and '.join(others)}, which run between train steps")
     if options.longest:
         print("\n" + "\n".join(report.operations(found)))
     data = {"topology": request.topology, "kind": request.kind, "plan": report.to_json(found)}
@@ -148,7 +151,7 @@ def _one(options: Options, request: Request) -> int:
             print("no change of remat, micro-batches or mesh makes it fit")
         else:
             made, _, fitting = nearest
-            print(f"the nearest change that fits: {' '.join(made)}\n  {report.summary(fitting)}")
+            print(f"the smallest change that fits: {' '.join(made)}\n  {report.summary(fitting)}")
             data["nearest"] = {"changes": made, "plan": report.to_json(fitting)}
     _write(options, data)
     return 0 if found.fits else 1
@@ -176,10 +179,13 @@ def _gpus(options: Options, request: Request) -> int:
     from plamo2_jax.plan.steps import gpu_argument_bytes
 
     found = gpu_argument_bytes(request)
-    print(f"train step of {request.config.name} on {options.gpu}, argument bytes on each GPU, by the shardings:")
+    print(
+        f"train step of {request.config.name} on {options.gpu}, argument bytes on each GPU, computed from the "
+        "shardings:"
+    )
     for kind, size in found.items():
         print(f"  {kind:<12}{gib(size):>12}")
-    print("Temporaries and activations are not known, because they depend on the GPU's compiler.")
+    print("Temporaries and activations are not known, because they depend on the GPU compiler.")
     _write(options, {"gpu": options.gpu, "arguments": found})
     return 0
 
@@ -187,7 +193,7 @@ def _gpus(options: Options, request: Request) -> int:
 def _gpu_count(node: str) -> int:
     match = re.fullmatch(r"[a-z]+\d*x(\d+)", node)
     if not match or int(match[1]) < 1:
-        raise PlamoError(f"--gpu {node} is not allowed; it must be a kind and a number of GPUs, such as h100x8")
+        raise PlamoError(f"--gpu {node} is not allowed: it must be a kind and a number of GPUs, such as h100x8")
     return int(match[1])
 
 

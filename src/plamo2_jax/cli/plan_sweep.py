@@ -26,7 +26,7 @@ def sweep(
         Exit code, 1 if no candidate fits, and the results for JSON.
 
     Raises:
-        PlamoError: No candidate divides the run over the slice, or the journal is not usable.
+        PlamoError: The run cannot be sharded over the slice, or the journal is not usable.
     """
     from plamo2_jax.cli.plan_step import run_time
     from plamo2_jax.plan import report
@@ -42,7 +42,7 @@ def sweep(
     found, too_large = candidates(config, devices, chip_of_slice(request.topology))
     if not found:
         reason = (
-            f"all {too_large} divisions need more HBM than a chip has: give a larger --topology"
+            f"all {too_large} candidate shardings need more HBM than a chip has: give a larger --topology"
             if too_large
             else f"no mesh divides data.batch_size={config.data.batch_size} and the heads over {devices} devices: change --data.batch-size"
         )
@@ -53,8 +53,8 @@ def sweep(
     folder = journal or Path("runs") / "plans" / f"{config.name}-{request.topology.replace(':', '-')}"
     running = Sweep(request, Journal(folder, request), minutes)
     print(
-        f"{len(found) + too_large} candidates, {too_large} of them too large by their parameters and saved activations; "
-        f"compiling the {len(chosen)} with the shortest rough time; journal in {folder}",
+        f"{len(found) + too_large} candidates; the parameters and saved activations of {too_large} do not fit; "
+        f"compiling the {len(chosen)} with the shortest estimated time; journal in {folder}",
         file=sys.stderr,
     )
     with tqdm(total=len(chosen), desc="compile without machine code", unit="plan") as bar:
@@ -69,7 +69,10 @@ def sweep(
     if len(results) < len(chosen):
         left = len(chosen) - len(results) - len(running.refused)
         if left:
-            print(f"{left} candidates are not compiled because the time is over: repeat the command to go on")
+            print(
+                f"{left} candidates are not compiled, because the time limit was reached: run the same command "
+                "again to continue"
+            )
     data = {
         "topology": request.topology,
         "sweep": {
@@ -83,6 +86,7 @@ def sweep(
     print(f"best: {best.options}\n  {report.summary(best.plan)}\n  {run_time(request, best.plan)}")
     if not best.complete:
         print(
-            f"  {best.plan.scaled:.0%} of its operations' time is scaled from other candidates (--complete 1 compiles it)"
+            f"  {best.plan.scaled:.0%} of its predicted time is scaled from other candidates (--complete 1 "
+            "compiles it completely)"
         )
     return 0, data | {"best": best.options}

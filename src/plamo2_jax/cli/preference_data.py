@@ -18,21 +18,21 @@ from plamo2_jax.config_file import load_config
 from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.progress import tqdm
 
-DESCRIPTION = """Make pairs of answers for plamo2 dpo: sample answers from a policy, score them by rules and a judge, and pair them.
+DESCRIPTION = """Make preference data for plamo2 dpo: sample answers from a policy, score them with rules and a judge, and form pairs.
 
 usage: plamo2 preference-data CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = PreferenceDataConfig(...)`; any field below can be replaced on the command line. Prompts are
 records of {"prompt": text or messages} or {"messages": [...]} as JSON lines, Parquet or ArrayRecord, with "rules" if answers can be
-checked; docs/post_training.md lists all forms. Policy and judge are folders, run by the local engine, or models behind OpenAI-compatible
-endpoints (--policy.url, --judge.url).
+checked; docs/post_training.md lists all forms. Policy and judge are folders, which the local engine runs, or models on OpenAI-compatible
+servers (--policy.url, --judge.url).
 
 Writes OUTPUT/pairs.jsonl and heldout.jsonl, which plamo2 dpo reads, answers.jsonl, config.json and report.json. After an interruption, the
-same command resumes, and the files come out bit-identical. In a complete folder it only tries the prompts that failed.
+same command resumes, and the files come out bit-identical. If the folder is complete, the command retries only the prompts that failed.
 
 exit status:
   0        all prompts are answered
-  1        the files are written, but prompts failed: report.json lists them with the reasons, and the same command tries them again
+  1        the files are written, but some prompts failed: report.json lists them with the reasons, and the same command retries them
   2        an error, in one line on stderr
   130, 143 Ctrl-C or SIGTERM: it ends at once, and the same command resumes"""
 
@@ -46,11 +46,11 @@ class Options(Generic[Config]):
     config: Annotated[Config, tyro.conf.arg(name="")]
     """The configuration."""
     again: bool = False
-    """Remove what is in the output folder, also from another configuration, and start from the beginning."""
+    """Delete the contents of the output folder and start from the beginning."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status, see DESCRIPTION."""
+    """Run the command and return the exit status (see DESCRIPTION)."""
     options = options_of("preference-data", argv, example, DESCRIPTION, "configs/preference_data.py")
     with progress("preference-data") as on_progress:
         report = make_preference_data(options.config, again=options.again, on_progress=on_progress)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     if failed := report["failed"]:
         id, reason = next(iter(failed.items()))
         print(
-            f"{len(failed):,} prompts failed, such as {id}: {reason}; the same command tries them again",
+            f"{len(failed):,} prompts failed, such as {id}: {reason}; the same command retries them",
             file=sys.stderr,
         )
     print(options.config.output)

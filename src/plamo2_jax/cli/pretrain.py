@@ -26,18 +26,18 @@ DESCRIPTION = """Train a model from a config file, or resume its training.
 
 usage: plamo2 pretrain CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = RunConfig(..., task=Pretrain(...))`, or task=Distill(...) to learn from a teacher too:
+CONFIG.py is a Python file that sets `config = RunConfig(..., task=Pretrain(...))`, or task=Distill(...) for distillation from a teacher:
 
   from plamo2_jax.train.config import RunConfig
   from plamo2_jax.train.pretraining import Pretrain
   from plamo2_jax.surgery.distill import Distill
 
-plamo2 init FOLDER writes config files to start from. Any field below can be replaced on the command line; the fields of the task are
-listed with those of the run. The run is written to OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/,
-metrics.jsonl and tensorboard/. The same command resumes an interrupted run from its newest intact checkpoint; the result is bit-identical
-to an uninterrupted run. Ctrl-C and SIGTERM save a checkpoint and end the run. A run without a checkpoint of its own starts from
---fork RUN@STEP (optimizer included), from --init-from (parameters only), or from random parameters. docs/pretraining.md shows how to train
-a finished run further. Only one process at a time can train a run; a second one with the same name is refused.
+plamo2 init FOLDER writes config files to start from. Any field below can be replaced on the command line; the fields of the task are listed
+with those of the run. The run is written to OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/, metrics.jsonl
+and tensorboard/. The same command resumes an interrupted run from its newest intact checkpoint; the result is bit-identical to an
+uninterrupted run. Ctrl-C and SIGTERM save a checkpoint and end the run. A run without a checkpoint of its own starts from --fork RUN@STEP
+(optimizer included), from --init-from (parameters only), or from random parameters. docs/pretraining.md shows how to train a finished run
+further. Only one process at a time can train a run; a second process is refused.
 
 For a job of several processes, give each of them --distributed.coordinator HOST:PORT (of the first), --distributed.process-count N and
 --distributed.process-id 0 .. N-1; or --distributed.coordinator auto on a TPU pod, under SLURM or Open MPI. All processes need one shared
@@ -45,14 +45,14 @@ file system.
 
 exit status:
   0        all steps are done
-  2        an error, in one line on stderr; saved files are unchanged; the same command fails again until the cause is removed
+  2        an error, explained in one line on stderr; saved files are unchanged; fix the cause and run the same command again
   75       another process of the job has ended (the last line on stderr names it): start all processes again to resume
   130, 143 Ctrl-C or SIGTERM (128 + the signal): a checkpoint was saved; the same command resumes
   137      killed: the same command resumes from the newest checkpoint"""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
 
     def report(config: RunConfig, result: TrainResult) -> None:
         for language, heldout in result.heldout.items():
@@ -73,10 +73,10 @@ def run(
     """Train from a config file; the shared code of `pretrain`, `sft` and `dpo`.
 
     Args:
-        verb: name of the verb.
+        verb: name of the command.
         argv: config file and overrides.
         example: values that the help shows if no config file is given.
-        tasks: classes of tasks that the verb runs.
+        tasks: classes of tasks that the command runs.
         description: description for the help.
         such_as: a config file to name in messages.
         report: prints the results of a complete run.

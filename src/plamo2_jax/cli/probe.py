@@ -22,39 +22,40 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOptions:
-    """Ask a model for one fact in a long text, and measure how often it finds the fact, by length and depth.
+    """Measure retrieval: how often a model finds one fact in a long text, by text length and depth of the fact.
 
-    phonebook: lines of names and numbers, then one of the names; the answer is its number (arXiv:2402.01032).
-    needle: held-out text with a sentence that has a number, then the beginning of this sentence; the answer is the number.
+    phonebook: the prompt has lines with names and numbers, and then one of the names. The answer is its number (arXiv:2402.01032). needle:
+    the prompt is held-out text with an inserted sentence that contains a number, and then the beginning of this sentence. The answer is the
+    number.
 
-    exact is the share of greedy answers that are exactly right. ranked is the share of questions whose answer has a higher probability
-    than the other candidates, which are other numbers; at random it is 1 / candidates. ranked also tells small models
-    apart.
+    exact is the share of greedy answers that are exactly right. ranked is the share of questions where the right number has a higher
+    probability than all other candidates; random guessing gives 1 / candidates. Use ranked to compare small models, for which exact is
+    often 0.
 
     Writes OUTPUT/results.json, OUTPUT/answers.jsonl and OUTPUT/heat_map.png. plamo2 phonebook writes training text for small models.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
+    """Run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters."""
     output: Path
-    """Folder to create: it must not exist or must be empty."""
+    """Folder to create: it must not exist, or it must be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Lengths to probe: tokens of prompt and answer together."""
+    """Lengths to measure, in tokens of prompt and answer together."""
     language: str = "ja,en"
     """ja, en, or both separated by a comma."""
     depths: int = 5
     """Number of positions of the fact, from the beginning to the end of the text."""
     samples: int = 4
-    """Questions per language, length and depth."""
+    """Number of questions per language, length and depth."""
     candidates: int = 8
-    """Numbers to choose from."""
+    """Number of candidates for ranked, including the right one."""
     digits: int | None = None
-    """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Use few for small models."""
+    """Number of digits of each number. Default: telephone numbers in phonebooks, 5 in needles. Use few digits for small models."""
     separator: str = ": "
     """Text between name and number of a phonebook."""
     batch_size: int = 4
-    """Prompts per batch."""
+    """Number of prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations."""
     seed: int = 0
@@ -62,7 +63,7 @@ class ProbeOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(ProbeOptions, argv, "plamo2 probe")
     languages = tuple(part.strip() for part in options.language.split(","))
     require_at_least(1, depths=options.depths, samples=options.samples, batch_size=options.batch_size)

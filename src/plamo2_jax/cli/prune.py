@@ -16,29 +16,29 @@ from plamo2_jax.validation import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """Prune a model to a smaller shape, and write it in the public layout. To train it further, use pretrain with --init-from.
+    """Prune a model to a smaller shape, and write it in Hugging Face format. To train it further, use plamo2 pretrain with --init-from.
 
-    Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values.
-    Channels and layers are selected by importance on calibration data: residual channels for all layers together; MLP channels, heads and
-    state channels in each layer; whole periods of layers. A key/value head is kept or removed together with its query heads.
+    Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values. Channels and layers are selected by
+    their importance on calibration data. Residual channels are selected for all layers together; MLP channels, heads and state channels in
+    each layer; layers in whole periods. A key/value head is kept or removed together with its query heads.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Model to prune: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
+    """Model to prune: a run folder, RUN@STEP or RUN@ema, or a folder in Hugging Face format. With --plan it may be a shape."""
     target: Annotated[str, tyro.conf.Positional]
     """Target shape: a preset, a config.json, or a model's folder (may be MODEL if --set or a budget is given)."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Folder to create: it must not exist or must be empty."""
+    """Folder to create: it must not exist, or it must be empty."""
     calibration: Path | None = None
     """Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer."""
     method: Literal["activation", "taylor", "magnitude", "random"] = "activation"
     """How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of weights.
     random: a baseline for comparison."""
     depth: Literal["influence", "loss", "same"] = "influence"
-    """How layers are ranked. influence: angle between a layer's input and output residual stream (ShortGPT). loss: increase of the loss
-    without the layer. same: as --method."""
+    """How layers are ranked. influence: angle between the residual stream before and after the layer (ShortGPT). loss: increase of the loss
+    without the layer. same: use --method."""
     rounds: int = 1
-    """Number of rounds of measuring and cutting; sizes shrink by the same ratio in each round."""
+    """Number of rounds of measuring importance and pruning; sizes shrink by the same ratio in each round."""
     batches: int = 8
     """Number of calibration batches."""
     batch_size: int = 8
@@ -56,15 +56,15 @@ class PruneOptions:
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FIELD=VALUE replaces a field of the target's shape; may be given several times."""
     step: int | None = None
-    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the file."""
     plan: bool = False
-    """Print what would be removed, or the shapes within the budget, and write nothing."""
+    """Print the parts that would be removed, or the shapes within the budget, and write nothing."""
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     options = parse(PruneOptions, argv, "plamo2 prune")
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.prune.cut import check_target
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         return
     require_at_least(1, rounds=options.rounds, batches=options.batches)
     if options.calibration is None:
-        raise PlamoError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
+        raise PlamoError("--calibration is missing: it must be a folder of shards. Write one with plamo2 data prepare")
     require_empty(options.output)
 
     from plamo2_jax.surgery.prune.write import prune_model
@@ -132,4 +132,4 @@ def _check_on_shapes(old, new) -> None:
     config = cut_config(old, new, masks)
     cut = jax.eval_shape(lambda params: cut_params(params, masks, old, config), abstract_params(Plamo2(old)))
     if cut != abstract_params(Plamo2(config)):
-        raise PlamoError("the parameter shapes after cutting differ from those of the target")
+        raise PlamoError("the parameter shapes after pruning differ from the shapes of the target")

@@ -19,30 +19,31 @@ from plamo2_jax.validation import require_at_least
 class QuantizeOptions:
     """Quantize the matrices of a model, and write a run folder that generate, chat, serve, evaluate, logits and convert read.
 
-    The projections to B, C and dt, norms, convolutions and vectors stay float. With --bits 4, embedding, head and the input and output
-    projections of Mamba mixers have 8 bits. An interrupted command continues after the last finished layer.
+    The projections to B, C and dt, norms, convolutions and vectors stay in floating point. With --bits 4, the embedding, the head and the
+    input and output projections of Mamba layers have 8 bits. An interrupted command resumes after the last finished layer.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, RUN@STEP or RUN@ema, or folder of the public layout."""
+    """Run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Folder to create: it must not exist or must be empty."""
+    """Folder to create: it must not exist, or it must be empty."""
     method: Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant"] = "rtn"
     """rtn: round to nearest. gptq (arXiv:2210.17323) and awq (arXiv:2306.00978), alone or together: for 4 bits. smoothquant
     (arXiv:2211.10438): for quantized activations. All but rtn use calibration data."""
     bits: Literal["8", "4", "float8"] = "8"
-    """Bits of the values: 8 or 4 for integers, float8 for float8_e4m3fn."""
+    """Type of the values: 8 or 4 for integers with this number of bits, float8 for float8_e4m3fn."""
     activations: Literal["none", "int8", "float8"] = "none"
-    """Quantize the activations of each token in products with quantized matrices: int8 with 8 or 4 bits, float8 with float8."""
+    """Type of the activations in products with quantized matrices, with one scale per token: int8 for 8 or 4 bits, float8 for float8."""
     group_size: Literal["32", "64", "128", "none"] = "64"
-    """Inputs that share a scale, in matrices of 4 bits; none: one scale for each output. Other matrices always have one for each output."""
+    """Number of inputs that share a scale, in matrices with 4 bits; none: one scale for each output. Other matrices always have one scale
+    for each output."""
     calibration: tuple[str, ...] = ("bundled:ja:train", "bundled:en:train")
-    """Calibration data: folders of shards, text in any format that data prepare reads, or bundled:ja:train and the like. Each has the same
-    share; SOURCE=WEIGHT changes it."""
+    """Calibration data: folders of shards, text in any format that data prepare reads, or bundled:ja:train and the like. All sources have
+    the same share; SOURCE=WEIGHT changes it."""
     samples: int = 128
     """Number of calibration rows."""
     sequence_length: int = 512
-    """Tokens per row."""
+    """Number of tokens per row."""
     batch_size: int = 8
     """Rows per batch."""
     seed: int = 0
@@ -51,23 +52,24 @@ class QuantizeOptions:
     """Largest size of all parameters, such as 700MB: matrices get 4 bits instead of 8 where the KL divergence of the logits grows least
     for each saved byte, until the model fits. With --bits 8 only."""
     keep_float: Annotated[tuple[str, ...], tyro.conf.arg(name="float")] = ()
-    """Regular expressions of the paths of matrices that stay float. plamo2 inspect lists the paths."""
+    """Regular expressions of the paths of matrices that stay in floating point. plamo2 inspect lists the paths."""
     bits_for: tuple[str, ...] = ()
-    """REGEX=BITS: other bits for matrices whose path matches, such as mixer/in_proj=4. The last match counts, also over --float."""
+    """REGEX=BITS sets the type of matrices whose path matches, such as mixer/in_proj=4. The last match wins, also over --float."""
     finetune_norms: int = 0
-    """Steps of training the scales of norms and of quantized matrices to give the logits of the float model, on the calibration data."""
+    """Number of training steps for the scales of norms and of quantized matrices, on the calibration data. The loss compares the logits
+    with the float model."""
     clip_search: bool = False
-    """Search scales that clip large weights, to minimize the squared error, also with rtn and smoothquant. gptq and awq always do."""
+    """Also search clipping scales that minimize the squared error with rtn and smoothquant. gptq and awq always do."""
     damping: float = 0.01
-    """Part of the mean diagonal that gptq adds to the diagonal of the Hessian."""
+    """gptq: fraction of the mean diagonal of the Hessian that is added to its diagonal."""
     alpha: float = 0.5
-    """Part of the difficulty that smoothquant moves from activations to weights."""
+    """smoothquant: migration strength, from 0 to 1. Larger values move more of the outliers from activations to weights."""
     step: int | None = None
-    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     options = parse(QuantizeOptions, argv, "plamo2 quantize")
     from plamo2_jax.quantize.config import QuantizeConfig
     from plamo2_jax.quantize.write import CalibrationConfig, quantize_model
@@ -77,7 +79,9 @@ def main(argv: list[str]) -> None:
     require_at_least(2, sequence_length=options.sequence_length)
     budget = None if options.budget is None else parse_size(options.budget, "--budget")
     if budget is not None and options.bits != "8":
-        raise PlamoError("--budget starts from 8 bits and goes down to 4: leave out --bits")
+        raise PlamoError(
+            "--budget cannot be combined with --bits: it chooses between 8 and 4 bits itself. Remove --bits"
+        )
     config = QuantizeConfig(
         method=options.method,
         bits=_bits("--bits", options.bits),

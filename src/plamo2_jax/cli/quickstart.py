@@ -15,12 +15,12 @@ _SAMPLING = ["--temperature", "0.5", "--max-new-tokens", "80"]
 def quickstart(*, chat: bool = True) -> int:
     """Train a tiny Japanese and English model on the text that comes with the package, and open a chat with it.
 
-    It makes runs/quickstart in the working folder: a tokenizer, conversations, and a model of 0.6 million parameters. This takes about a
-    minute on two CPU cores. The same command opens the chat again without training. Without a terminal, it prints two answers of the
-    model and the command to chat.
+    Writes a tokenizer, conversations and a model with 0.6 million parameters to runs/quickstart in the working folder. This takes about a
+    minute on two CPU cores. If the model already exists, the command opens the chat without training. Without a terminal, it prints two
+    answers of the model and the command for the chat.
 
     Args:
-        chat: Open a chat at the end, or print two answers.
+        chat: Open a chat at the end. Otherwise print two answers.
     """
     from plamo2_jax.cli.pipeline import pipeline
     from plamo2_jax.config_file import load_config
@@ -33,8 +33,9 @@ def quickstart(*, chat: bool = True) -> int:
     run = TEMPLATES["quickstart"].run
     steps = load_config(config_folder() / "quickstart.py").steps
     print(
-        f"\n{run} is ready after {time.monotonic() - begun:.0f} s. After only {steps} steps, its text is poor: it has learnt words and the "
-        "form of answers, but hardly any facts.\nNext step: `plamo2 init my-model` writes a project for your own text.\n",
+        f"\n{run} is ready after {time.monotonic() - begun:.0f} s. After only {steps} steps, the quality is "
+        "low: the model has learnt words and the form of answers, but hardly any facts.\nNext step: `plamo2 "
+        "init my-model` writes a project folder to train on your own text.\n",
         file=sys.stderr,
     )
     if chat and sys.stdin.isatty() and sys.stdout.isatty():
@@ -49,5 +50,5 @@ def quickstart(*, chat: bool = True) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
     return call(quickstart, argv, "plamo2 quickstart")

@@ -14,12 +14,12 @@ from plamo2_jax.cli.arguments import parse
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions:
-    """Write RUN/report.html: training curves, held-out evaluations, samples and configuration of a run, finished or not.
+    """Write RUN/report.html with the training curves, held-out evaluations, samples and configuration of a run. The run may be unfinished.
 
     Reads config.json and, if they exist, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate
     --json). If RUN is the folder of a pipeline, the page shows its stages as a graph, a table of all models, and answers of the models side
-    by side. The page ends with a summary of each run and model inside RUN. Files and lines that cannot be read are skipped, with a note on
-    the page and on stderr. The page needs no other file and no network.
+    by side. The page ends with a summary of each run and model in RUN. Files and lines that cannot be read are skipped, with a note on the
+    page and on stderr. The page is a single file that works offline.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -27,7 +27,7 @@ class ReportOptions:
 
 
 def main(argv: list[str]) -> None:
-    """Run the verb."""
+    """Run the command."""
     options = parse(ReportOptions, argv, "plamo2 report")
     from plamo2_jax.report.page import write_report  # jax is slow to import.
 

@@ -1,4 +1,4 @@
-"""Options of the verbs that take a training run: the fields of its RunConfig and of its task, and options of this start."""
+"""Options of the commands that train: the fields of the RunConfig and of its task, and options that apply to one start only."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from plamo2_jax.train.processes import ProcessesConfig
 from plamo2_jax.train.writers import WriterName
 
 _VERBS = {"pretrain": "pretrain", "distill": "pretrain", "sft": "sft", "dpo": "dpo"}
-"""Kind of task → the verb that runs it."""
+"""Kind of task → the command that runs it."""
 _RENAMED = {"--keep": "--max-to-keep", "--distillation.": "--"}
 """Old name or prefix of an option → its name now."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """A run and the options of one start of it."""
+    """A run, and the options that apply to one start only."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     """The run."""
@@ -34,11 +34,11 @@ class RunOptions:
     profile: str | None = None
     """FIRST:LAST, such as 10:13: trace these steps into OUTPUT/NAME/profile, for TensorBoard or XProf."""
     metrics: tuple[WriterName, ...] = ("tensorboard",)
-    """Programs that get the metrics of metrics.jsonl too, such as `--metrics tensorboard wandb`: TensorBoard (OUTPUT/NAME/tensorboard) and
-    Weights & Biases (the extra wandb; its environment variables apply, such as WANDB_PROJECT and WANDB_MODE=offline)."""
+    """Where to log metrics in addition to metrics.jsonl, such as `--metrics tensorboard wandb`: TensorBoard (OUTPUT/NAME/tensorboard) and
+    Weights & Biases (needs the extra wandb; its environment variables apply, such as WANDB_PROJECT and WANDB_MODE=offline)."""
     log_format: LogFormat = "text"
-    """text: a progress bar on a terminal, otherwise a line every 30 s. json: one JSON object per line on standard error, for each write to
-    the log, evaluation, checkpoint and message (docs/watching.md)."""
+    """text: a progress bar on a terminal, otherwise a line every 30 s. json: one JSON object per line on standard error, for each log
+    write, evaluation, checkpoint and message (docs/watching.md)."""
 
 
 def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
@@ -46,7 +46,7 @@ def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
 
     Args:
         path: the file.
-        tasks: classes of tasks that the verb accepts.
+        tasks: classes of tasks that the command accepts.
         such_as: a file to name in messages.
 
     Raises:

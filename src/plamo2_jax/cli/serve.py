@@ -18,27 +18,29 @@ Several = tyro.conf.UseAppendAction
 
 @dataclasses.dataclass(frozen=True)
 class ServeOptions(ServeConfig):
-    """Serve a model over HTTP with OpenAI's endpoints and a chat page. Ctrl+C or SIGTERM lets running texts end, then exits."""
+    """Serve a model over HTTP with OpenAI's endpoints and a chat page. Ctrl-C or SIGTERM lets running requests finish, then stops the
+    server.
+    """
 
     model: Annotated[Path, tyro.conf.Positional] = dataclasses.field(kw_only=True)
-    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
+    """A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, or a folder of adapters."""
     name: str | None = None
     """Name of the model for clients. Default: the name of its folder."""
     template: str | None = None
-    """Chat template: chat, translate, a Jinja file, or a folder that has one. Default: the model's own; a model without one has no
-    chat endpoint."""
+    """Chat template: chat, translate, a Jinja file, or a folder that has one. Default: the model's own. A model without a chat template has
+    no chat endpoint."""
     adapter: Several[tuple[str, ...]] = ()
-    """NAME=DIR: also serve the LoRA adapter in a folder, as a model of this name on the same base; may be given several times."""
+    """NAME=DIR: also serve the LoRA adapter in the folder DIR as a model with this name; may be given several times."""
     api_key_file: Path | None = None
-    """File with an API key on each line. The environment variable PLAMO2_API_KEY may hold a further one. Default: no key is needed."""
+    """File with one API key per line. The environment variable PLAMO2_API_KEY may hold another key. Default: no key is needed."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    """Dtype of activations and matrices. Default: float32 on CPU, bfloat16 elsewhere."""
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
-    """Devices that the model is divided over."""
+    """Devices over which the model is sharded."""
     step: int | None = None
-    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     tokenizer: Path | None = None
-    """A tokenizer.jsonl, or the folder that holds it, instead of the model's own."""
+    """A tokenizer.jsonl, or the folder that contains it, instead of the model's own."""
 
 
 def serve(options: ServeOptions) -> None:
@@ -69,11 +71,13 @@ def parse_adapters(values: tuple[str, ...]) -> dict[str, Path]:
     for value in values:
         name, equals, folder = value.partition("=")
         if not (name and equals and folder) or name in adapters:
-            raise PlamoError(f"--adapter {value[:100]!r} is not allowed: it must be NAME=DIR, with a name of its own")
+            raise PlamoError(
+                f"--adapter {value[:100]!r} is not allowed: it must be NAME=DIR, and each name must be unique"
+            )
         adapters[name] = Path(folder)
     return adapters
 
 
 def main(argv: list[str]) -> None:
-    """Runs `plamo2 serve`."""
+    """Run `plamo2 serve`."""
     call(serve, argv, "plamo2 serve")

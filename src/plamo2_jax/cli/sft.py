@@ -9,23 +9,22 @@ from plamo2_jax.cli import pretrain
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.loop import TrainResult
 
-DESCRIPTION = """Fine-tune a model on conversations, or resume a run.
+DESCRIPTION = """Fine-tune a model on conversations, or resume its training.
 
 usage: plamo2 sft CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = RunConfig(..., task=Sft(...))`. Its data.mixture and heldout name conversations as JSON
-lines, Parquet or ArrayRecord (each a file, a folder or a pattern); its init_from is a run folder or a folder of the public layout.
+lines, Parquet or ArrayRecord (each a file, a folder or a pattern); its init_from is a run folder or a folder in Hugging Face format.
 docs/post_training.md lists all forms of a record: messages, ShareGPT, Alpaca, prompt and completion, and others. Bad records are skipped
-and counted; a larger share than --chat.max-bad-rate is an error. The loss covers only the assistant's tokens. At every evaluation the
-model answers the messages of --samples.prompts and writes the answers to samples.jsonl. Any field below can be replaced on the command
-line.
+and counted; a larger share than --chat.max-bad-rate is an error. The loss covers only the assistant's tokens. At every evaluation the model
+answers the messages of --samples.prompts and writes the answers to samples.jsonl. Any field below can be replaced on the command line.
 
 Exit status and resuming are as in plamo2 pretrain. The run folder also has chat_template.jinja. With --lora.rank the checkpoints hold
 adapters, which are also written to OUTPUT/NAME/adapter in PEFT's layout at the end; plamo2 lora merges them into a model."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
 
     def report(config: RunConfig, result: TrainResult) -> None:
         for name, heldout in result.heldout.items():

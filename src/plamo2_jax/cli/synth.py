@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from plamo2_jax.synth.spending import Spending
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a worker that got SIGTERM and has stored all paid responses."""
+"""Exit status of a worker that received SIGTERM and stored all paid responses."""
 FAILING = 75
 """Exit status of a worker whose server fails all requests. A later start may succeed."""
 
@@ -34,25 +34,25 @@ FAILING = 75
 class SynthOptions:
     """Make synthetic data by recipes, verify and filter it, and mix it with the documents.
 
-    The config is a YAML file (docs/synthetic_data.md). Work units are written before anything is asked. Interrupt the command at any time;
-    run it again to resume: stored responses are not asked for again, and finished stages are skipped. Several workers may run the same
-    command at the same time (docs/synthetic_cluster.md).
+    The config is a YAML file (docs/synthetic_data.md). Work units are written before the first request. You can interrupt the command at
+    any time. Run it again to resume: it reuses stored responses and skips finished stages. Several workers may run the same command at the
+    same time (docs/synthetic_cluster.md).
     """
 
     config: Annotated[Path, tyro.conf.Positional]
     """YAML file."""
     dry_run: bool = False
-    """Print the number of entries and requests, the tokens and the cost by recipe. Nothing is asked or written."""
+    """Print the number of entries and requests, the tokens and the cost by recipe. Send no request and write nothing."""
     stage: Stage | None = None
-    """Stop after this stage; left out, run all stages. Earlier stages that are finished are skipped."""
+    """Stop after this stage. Default: run all stages. Earlier stages that are finished are skipped."""
     worker: bool = False
-    """Work on units only. Run the command without this option at the end."""
+    """Process work units only. After all workers have ended, run the command without this option for the remaining stages."""
     worker_index: int | None = None
-    """Number of this worker among several. It selects one of generator.servers; and 0 runs all stages, the others work on units only."""
+    """Index of this worker, from 0. It selects one of generator.servers. Worker 0 runs all stages; the others process work units only."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     options = parse(SynthOptions, argv, "plamo2 synth")
     require_at_least(0, worker_index=options.worker_index)
     from plamo2_jax.eval.asking import ServerFailing
@@ -100,7 +100,7 @@ def _evaluation_items(config: SynthConfig) -> list[Any]:
 
     items = list(evaluation_items(config.against))
     if config.against and not items:
-        raise PlamoError("against has no evaluation item: give files or tasks with at least one")
+        raise PlamoError("`against` has no evaluation item: give files or tasks with at least one item")
     return items
 
 
@@ -122,13 +122,19 @@ def _estimates(config: SynthConfig, recipes: dict[str, Recipe]) -> str:
     from plamo2_jax.synth.estimate import estimate, token_counter, total
 
     counter, prices = token_counter(config.generator), config.generator
-    rows = [("recipe", "entries", "requests", "prompt tokens", "most new tokens", "most cost")]
+    rows = [("recipe", "entries", "requests", "prompt tokens", "max new tokens", "most cost")]
     found = {use.name: estimate(config, use, recipes[use.name], counter) for use in config.recipes}
     rows += [_row(name, one, prices) for name, one in found.items()]
     rows.append(_row("all", total(found), prices))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join([*lines, f"First requests only; recipes with several steps or a judge ask more. {counter.method}"])
+    return "\n".join(
+        [
+            *lines,
+            "Only the first request of each entry is counted; recipes with several steps or a judge send more. "
+            f"{counter.method}",
+        ]
+    )
 
 
 def _row(name: str, found: Any, prices: Any) -> tuple[str, ...]:
@@ -148,8 +154,9 @@ def _print_spent(spent: Spending) -> None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(spent.wasted.items()))
         tokens = spent.wasted_prompt_tokens + spent.wasted_completion_tokens
         print(
-            f"wasted: {tokens:,} tokens, cost {spent.wasted_cost:.4g}{f' ({kinds})' if kinds else ''}; failed attempts: "
-            f"{spent.failed_attempts:,}, of which {spent.unreported:,} may have been charged without a report"
+            f"wasted: {tokens:,} tokens, cost {spent.wasted_cost:.4g}{f' ({kinds})' if kinds else ''}; failed "
+            f"attempts: {spent.failed_attempts:,}; {spent.unreported:,} of them may have been charged without "
+            "a usage report"
         )
 
 

@@ -17,12 +17,12 @@ from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Train a vocabulary on text and write tokenizer.jsonl. The same input and options give the same file."""
+    """Train a vocabulary on text and write tokenizer.jsonl. The result is reproducible: the same input and options give the same file."""
 
     input: tuple[str, ...]
-    """Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
-    folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:train. A file that is named
-    several times is read once. A line, text file, row or record of more than 64 MiB is a bad record."""
+    """Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), folders,
+    "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:train. A file that is given several times is
+    read once. A line, text file, row or record above 64 MiB is a bad record."""
     output: Path
     """Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl."""
     text_field: str = "text"
@@ -60,10 +60,10 @@ def encode(
     bos: bool = False,
     eos: bool = False,
 ) -> None:
-    """Print the ids of a text on one line.
+    """Print the token ids of a text on one line.
 
     Args:
-        tokenizer: A tokenizer.jsonl, or the folder that holds it.
+        tokenizer: A tokenizer.jsonl, or the folder that contains it.
         text: The text; "-" reads standard input, including a final newline.
         allow_control: Encode control strings such as <|plamo:op|> as control tokens. Use this only for trusted text.
         bos: Add <|plamo:bos|> at the start.
@@ -74,10 +74,11 @@ def encode(
         try:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
-            raise PlamoError(f"standard input is not UTF-8 (byte {error.start})") from None
+            raise PlamoError(f"standard input is not UTF-8 (byte {error.start}): it must be UTF-8 text") from None
     if not allow_control and (found := dict.fromkeys(loaded.control_strings_in(text))):
         print(
-            f"warning: {', '.join(found)} is encoded as text, not as a control token; --allow-control changes this",
+            f"warning: {', '.join(found)} is encoded as text, not as a control token; use --allow-control to "
+            "encode control tokens",
             file=sys.stderr,
         )
     print(*loaded.encode(text, allow_control=allow_control, bos=bos, eos=eos).tolist())
@@ -89,11 +90,11 @@ def decode(
     *,
     skip_control: bool = False,
 ) -> None:
-    """Write the text of ids and nothing else: `encode | decode` returns its input.
+    """Write the text of token ids, and nothing else: `encode | decode` returns its input.
 
     Args:
-        tokenizer: A tokenizer.jsonl, or the folder that holds it.
-        ids: The ids; left out, they are read from standard input, separated by spaces or newlines.
+        tokenizer: A tokenizer.jsonl, or the folder that contains it.
+        ids: The ids. Default: read from standard input, separated by spaces or newlines.
         skip_control: Omit control tokens.
     """
     loaded = Tokenizer.load(tokenizer)
@@ -101,7 +102,7 @@ def decode(
     try:
         numbers = [int(word) for word in words]
     except ValueError as error:
-        raise PlamoError(f"ids must be integers: {error}") from None
+        raise PlamoError(f"token ids must be integers: {error}") from None
     sys.stdout.flush()
     sys.stdout.buffer.write(loaded.decode(numbers, skip_control=skip_control).encode())
     sys.stdout.buffer.flush()
@@ -111,5 +112,5 @@ SUBCOMMANDS = {"train": train, "encode": encode, "decode": decode}
 
 
 def main(argv: list[str]) -> int | None:
-    """Run the verb."""
+    """Run the command."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 tokenizer")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from plamo2_jax.watch.project import FolderWatch
 
 _BUCKET_SECONDS = 30.0
-"""Shortest time between two reads from a bucket: the log is uploaded with each checkpoint only."""
+"""Shortest time between two reads from a bucket: the log is uploaded only with each checkpoint."""
 
 
 def watch(
@@ -29,17 +29,17 @@ def watch(
     log_format: Literal["text", "json"] = "text",
     stall_seconds: float = 120.0,
 ) -> int:
-    """Show a training run while it runs: loss, speed, time left, held-out metrics, samples, checkpoints and alerts.
+    """Follow a training run: loss, speed, time left, held-out metrics, samples, checkpoints and alerts.
 
-    On a terminal, a table is redrawn until the run is complete or Ctrl-C ends it; the run is not affected. Otherwise a line is printed for
-    each new step in the log. There are alerts for a stalled run, skipped updates (NaN), a spike of the loss, a full disk and slow input.
+    On a terminal, the command redraws a table until the run is complete. Ctrl-C ends the command, not the run. Otherwise it prints a line
+    for each new step in the log. It warns about a stalled run, skipped updates (NaN), loss spikes, a full disk and a slow input pipeline.
 
     Args:
         folder: A run folder, the home of a pipeline, or a folder of runs. A run in a bucket (gs://BUCKET/FOLDER) is read every 30 s.
-        every: Seconds between two reads.
-        once: Print the present status and end.
+        every: Time between two reads, in seconds.
+        once: Print the current status once.
         log_format: text: the table, or lines. json: one JSON object per line.
-        stall_seconds: Seconds without a new step after which there is an alert.
+        stall_seconds: Time without a new step after which the run counts as stalled, in seconds.
     """
     from plamo2_jax.storage import is_remote
     from plamo2_jax.watch.lines import LineWriter
@@ -91,5 +91,5 @@ def _show(found: FolderWatch, pause: float, once: bool, stall_seconds: float) ->
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
     return call(watch, argv, "plamo2 watch")

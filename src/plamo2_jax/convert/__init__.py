@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints in the public PLaMo 2 layout."""
+"""Reading and writing checkpoints in Hugging Face format (the public layout of PLaMo 2), and GGUF files."""

@@ -1,4 +1,6 @@
-"""Reading `quantization_config` of a compressed-tensors checkpoint: what is known is read, everything else is refused by name."""
+"""Reading `quantization_config` of a compressed-tensors checkpoint: known keys are read, and all others raise an error that names the
+key.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def read_groups(config: Mapping[str, Any], where: str) -> Groups:
         if key == "quantization_status" and value == "compressed":
             continue
         if key not in _HARMLESS:
-            raise ConvertError(f"{where}.{key[:60]}={shown(value)} is not supported: remove it if it changes nothing")
+            raise ConvertError(
+                f"{where}.{key[:60]}={shown(value)} is not supported: remove it if it has no effect on the weights"
+            )
     if found.get("format") not in FORMATS:
         raise ConvertError(
             f"{where}.format={shown(found.get('format'))} is not supported: it must be one of {', '.join(FORMATS)}"

@@ -45,20 +45,21 @@ _FLOATS = frozenset(READ_DTYPES.values())
 
 
 def holds_compressed(folder: Path) -> bool:
-    """Return whether a folder of the public layout holds quantized weights. Raise ConvertError if their format is not supported."""
+    """Return whether a folder in Hugging Face format holds quantized weights. Raise ConvertError if their format is not supported."""
     return is_compressed(read_json(folder, CONFIG))
 
 
 def require_float(folder: Path) -> None:
-    """Raise ConvertError if a folder of the public layout holds quantized weights."""
+    """Raise ConvertError if a folder in Hugging Face format holds quantized weights."""
     if holds_compressed(folder):
         raise ConvertError(
-            f"{folder} holds a quantized model: this command needs one in float32 or bfloat16. Use the model that was quantized"
+            f"{folder} holds a quantized model: this command needs a float32 or bfloat16 model. Use the model "
+            "before quantization"
         )
 
 
 def read_compressed(folder: Path, config: ModelConfig, abstract: Any = None) -> dict:
-    """Read quantized parameters from a folder of the public layout, matrix by matrix.
+    """Read quantized parameters from a folder in Hugging Face format, matrix by matrix.
 
     Args:
         folder: Folder with config.json and safetensors.
@@ -150,8 +151,8 @@ def _device(folder: Path, leaf: jax.ShapeDtypeStruct) -> Any:
         return jax.local_devices()[0]
     if len(sharding.device_set) > 1:
         raise ConvertError(
-            f"{folder} holds quantized weights of the public layout, which are read onto one device only. Convert the folder first: plamo2 "
-            f"convert from-hf {folder} RUN"
+            f"{folder} has quantized weights in Hugging Face format, which can be read onto one device only. "
+            f"Convert the folder first: plamo2 convert from-hf {folder} RUN"
         )
     return next(iter(sharding.device_set))
 
@@ -167,7 +168,9 @@ def _check(
     if config.tie_word_embeddings:
         optional.add(LM_HEAD)
     if missing := [name for name in wanted if name not in stored and name not in optional]:
-        raise ConvertError(f"{folder} lacks {len(missing)} tensor(s) of the model in {CONFIG}: {missing[0]}, ...")
+        raise ConvertError(
+            f"{folder} does not have {len(missing)} tensor(s) of the model in {CONFIG}: {missing[0]}, ..."
+        )
     if extra := [name for name in stored if name not in wanted and name not in optional]:
         raise ConvertError(
             f"{folder} has {len(extra)} tensor(s) that {CONFIG} does not describe: {extra[0][:200]}, ..."

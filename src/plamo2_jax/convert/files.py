@@ -101,7 +101,9 @@ def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[Pu
     """Raise ConvertError unless a folder holds exactly the tensors of the model, in their shapes. The message names wrong tensors."""
     names = {tensor.name for tensor in wanted}
     if missing := [tensor.name for tensor in wanted if tensor.name not in stored]:
-        raise ConvertError(f"{folder} lacks {len(missing)} tensor(s) of the model in config.json: {_some(missing)}")
+        raise ConvertError(
+            f"{folder} does not have {len(missing)} tensor(s) of the model in config.json: {_some(missing)}"
+        )
     extra = sorted(name for name in stored if name not in names and not (tied and name == LM_HEAD))
     if extra:
         raise ConvertError(
@@ -111,7 +113,8 @@ def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[Pu
         found = stored[tensor.name]
         if found.shape != tensor.shape and found.shape not in tensor.other_shapes:
             raise ConvertError(
-                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; by config.json it must be {list(tensor.shape)}"
+                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; config.json requires "
+                f"{list(tensor.shape)}"
             )
 
 
@@ -130,11 +133,17 @@ def _sharded(folder: Path, dtypes: Mapping[str, np.dtype]) -> dict[str, StoredTe
             if name in stored:
                 raise ConvertError(f"{folder}: tensor {name} is in two files, {stored[name].file.name} and {file}")
             if name not in weight_map:
-                raise ConvertError(f"{folder / file} has tensor {name}, which {INDEX} does not list")
+                raise ConvertError(
+                    f"{folder / file} has the tensor {name}, which {INDEX} does not list: the index does not "
+                    "belong to these files. Download the checkpoint again"
+                )
             stored[name] = tensor
     for name, file in weight_map.items():
         if name not in stored:
-            raise ConvertError(f"{folder / file} lacks tensor {name}, which {INDEX} lists there")
+            raise ConvertError(
+                f"{folder / file} does not have the tensor {name}, but {INDEX} lists it there: the checkpoint is "
+                "incomplete. Download it again"
+            )
         if stored[name].file.name != file:
             raise ConvertError(
                 f"{folder}: tensor {name} is in {stored[name].file.name}, but {INDEX} lists it in {file}"

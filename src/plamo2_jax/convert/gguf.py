@@ -1,7 +1,7 @@
 """Writing models as GGUF files, for llama.cpp and the programs that use it.
 
 The package gguf writes the header. The header determines the offset of every tensor, so the tensors are written in the order in which they
-are read: one array at a time from a run folder, and one tensor at a time from a folder of the public layout.
+are read: one array at a time from a run folder, and one tensor at a time from a folder in Hugging Face format.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def to_gguf(
     context_length: int | None = None,
     on_write: Progress | None = None,
 ) -> GgufFile:
-    """Read a model and write a GGUF file. Of a model that is not quantized, one array at a time is in memory.
+    """Read a model and write a GGUF file. For a model that is not quantized, only one array at a time is in memory.
 
     Args:
-        source: Run folder, RUN@STEP or RUN@ema, or folder of the public layout. It must have a tokenizer.jsonl.
+        source: Run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format. It must have a tokenizer.jsonl.
         output: File to create; it must not exist.
         kind: Type of most matrices; None: the type of a quantized model, or f16. Norms, biases, per-head scales and convolutions are F32.
         step: Step of the checkpoint; None: the step in `source`, or else the newest.
@@ -103,7 +103,7 @@ def to_gguf(
             return pieces_of_leaves(leaves_of_run(name, config), tensors)
 
     elif name.step is not None or name.ema:
-        raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
+        raise ConvertError(f"{folder} is a folder in Hugging Face format, which has no steps: remove the step")
     else:
         config = read_public_config(folder)
 
@@ -194,7 +194,7 @@ def _write(
             f"{address(output)} is in a bucket: a GGUF file must be written to a local path. Copy it afterwards"
         )
     if os.path.lexists(output):
-        raise ConvertError(f"{output} exists already. Choose another file, or delete this one")
+        raise ConvertError(f"{output} already exists. Choose another file, or delete it")
     check_type(about.kind, leaves)
     tensors = gguf_tensors(about.config, about.kind, leaves)
     total = sum(tensor.bytes for tensor in tensors)

@@ -33,13 +33,15 @@ def rope_base(config: ModelConfig) -> float:
     kinds = set(config.layer_kinds)
     if LayerKind.MAMBA not in kinds:
         raise ConvertError(
-            "the model has no Mamba layer, and llama.cpp loads no PLaMo 2 model without one. Export it with to-hf instead"
+            "the model has no Mamba layer, and llama.cpp cannot load such a PLaMo 2 model. Export it with "
+            "plamo2 convert to-hf instead"
         )
     bases = {config.rope_theta if kind is LayerKind.FULL else config.local_theta for kind in kinds - {LayerKind.MAMBA}}
     if len(bases) > 1:
         raise ConvertError(
-            f"rope_theta={config.rope_theta:g} and rope_local_theta={config.local_theta:g} are both used: a GGUF file of PLaMo 2 has one "
-            "RoPE base for all layers. Export it with to-hf instead, for example for vLLM"
+            f"rope_theta={config.rope_theta:g} and rope_local_theta={config.local_theta:g} are both used, but "
+            "a GGUF file of PLaMo 2 has one RoPE base for all layers. Export it with plamo2 convert to-hf "
+            "instead, for example for vLLM"
         )
     return float(bases.pop())
 
@@ -56,13 +58,13 @@ def describe_differences(config: ModelConfig, context: int) -> list[str]:
     notes = []
     if (exact := exact_context(config)) < config.max_position_embeddings:
         notes.append(
-            f"llama.cpp has no attention window for PLaMo 2, so its results differ from this model's beyond {exact:,} tokens "
-            f"(attention_window_size + 1); the file's context length is {context:,}"
+            f"llama.cpp has no attention window for PLaMo 2, so its results are wrong beyond {exact:,} tokens "
+            f"(attention_window_size + 1); the context length in the file is {context:,}"
         )
     if config.rms_norm_eps != _QK_EPSILON:
         notes.append(
-            f"llama.cpp normalizes queries and keys with rms_norm_eps={config.rms_norm_eps:g}, and this model with {_QK_EPSILON:g}, so the "
-            "results differ slightly"
+            f"llama.cpp normalizes queries and keys with rms_norm_eps={config.rms_norm_eps:g}, but this model "
+            f"uses {_QK_EPSILON:g}, so the results differ slightly"
         )
     return notes
 
@@ -148,7 +150,7 @@ def add_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer,
 
 
 def stop_ids(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that end a text, as generation in this project uses them: those of the config, then eos, op and bos.
+    """Return the ids that end a text, as generation in this project uses them: the ids in the config, then eos, op and bos.
 
     llama.cpp has three keys for such ids: end of text, of a turn and of a message.
     """

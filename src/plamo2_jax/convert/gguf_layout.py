@@ -162,7 +162,7 @@ def _type(short: str, shape: tuple[int, ...], kind: FileType, leaves: list[Any],
 
 
 def has_blocks(leaf: Any) -> bool:
-    """Return whether the values and scales of a matrix are those of blocks: integers without zero points in groups of n · 32 inputs."""
+    """Return whether a matrix fits into blocks: integers without zero points, in groups of n · 32 inputs."""
     if not is_quantized(leaf) or leaf.zero_points is not None:
         return False
     inputs = math.prod(leaf.values.shape[-len(leaf.contracted) :])
@@ -179,8 +179,8 @@ def check_type(kind: FileType, params: Mapping[str, Any]) -> None:
     """Raise ConvertError if a file type would quantize 8-bit matrices again, to 4 bits."""
     if kind == "q4_0" and default_type(params.values()) == "q8_0":
         raise ConvertError(
-            "type q4_0 is not allowed for a model whose matrices are quantized to 8 bits: it would quantize them twice. Use q8_0, or "
-            "quantize the float model to 4 bits"
+            "type q4_0 is not allowed for a model whose matrices are quantized to 8 bits: they would be "
+            "quantized twice. Use q8_0, or quantize the float model to 4 bits"
         )
 
 
@@ -191,7 +191,8 @@ def describe_conversion(tensors: list[GgufTensor], kind: FileType, params: Mappi
         odd = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.shape[-1] % BLOCK]
         if odd := [tensor for tensor in odd if tensor.type != "F32"]:
             notes.append(
-                f"{len(odd)} matrices are written in F16, since their rows are no multiple of {BLOCK} values, the block of {kind.upper()}"
+                f"{len(odd)} matrices are written in F16, because their row length is not a multiple of "
+                f"{BLOCK}, the block size of {kind.upper()}"
             )
     matrices = {
         tensor.name: [leaf for part in tensor.public.parts if is_quantized(leaf := _leaf(params, part))]

@@ -105,7 +105,7 @@ def leaves_of_run(name: ModelName, config: ModelConfig) -> Iterator[tuple[str, j
 
 
 def pieces_of_public(folder: Path, config: ModelConfig, tensors: list[GgufTensor]) -> Iterator[Piece]:
-    """Yield the pieces of a folder of the public layout, each mapped into memory.
+    """Yield the pieces of a folder in Hugging Face format, each mapped into memory.
 
     Raises:
         ConvertError: A file is missing or damaged, or a tensor is missing, unknown or has a wrong shape.

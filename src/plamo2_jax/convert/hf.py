@@ -41,7 +41,7 @@ def from_public(
     shardings: Any = None,
     on_read: Progress | None = None,
 ) -> ModelConfig:
-    """Read a folder of the public layout and write a run folder with the model at step 0.
+    """Read a folder in Hugging Face format and write a run folder with the model at step 0.
 
     Args:
         source: Folder with config.json and safetensors. Its tokenizer.jsonl and chat template, if any, are copied. Weights in the
@@ -60,13 +60,13 @@ def from_public(
     source, output = Path(source), Path(output)
     require_empty(output)
     if is_run_folder(source):
-        raise ConvertError(f"{source} is already a run folder: from-hf reads folders of the public layout")
+        raise ConvertError(f"{source} is already a run folder: from-hf needs a folder in Hugging Face format")
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
     files = chat_template_files(source)
     if holds_compressed(source):
         if dtype is not None or shardings is not None:
-            raise ConvertError(f"{source} holds quantized weights, which are kept as they are. Omit the dtype")
+            raise ConvertError(f"{source} has quantized weights, which cannot be cast: remove --dtype")
         params = read_compressed(source, config)
         warn_of_nonfinite(source, params)
         save_quantized(output, config, params, tokenizer, method=COMPRESSED_TENSORS, files=files)
@@ -89,7 +89,7 @@ def to_public(
     card: CardOptions | None = None,
     on_write: Progress | None = None,
 ) -> ModelConfig:
-    """Read a run folder and write a folder of the public layout.
+    """Read a run folder and write a folder in Hugging Face format.
 
     Args:
         source: Run folder, RUN@STEP or RUN@ema. A quantized one is written in the compressed-tensors format.
@@ -112,7 +112,7 @@ def to_public(
     require_empty(Path(output))
     if not is_run_folder(name.folder):
         raise ConvertError(
-            f"{name.folder} already has the public layout, so other programs read it as it is: the source of to-hf must be a run folder"
+            f"{name.folder} is already a folder in Hugging Face format, which other programs can read: to-hf needs a run folder"
         )
 
     files = chat_template_files(name.folder)
@@ -157,7 +157,7 @@ def write_public(
     readme: Callable[[ModelConfig, Mapping[str, Scheme | None] | None], bytes] | None = None,
     linear_type: str = "normal",
 ) -> None:
-    """Write parameters in memory to a folder of the public layout. The folder appears complete or not at all.
+    """Write parameters in memory to a folder in Hugging Face format. The folder appears complete or not at all.
 
     Args:
         output: Folder to create; it must not exist or must be empty.

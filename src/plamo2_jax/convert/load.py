@@ -1,4 +1,4 @@
-"""Loading a model from a run folder or from a folder of the public layout."""
+"""Loading a model from a run folder or from a folder in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LoadedModel:
 
 
 def is_run_folder(folder: str | os.PathLike[str]) -> bool:
-    """Return True for a run folder and False for a folder of the public layout, judged by config.json and the files beside it.
+    """Return True for a run folder and False for a folder in Hugging Face format, judged by config.json and the files beside it.
 
     Raises:
         ConvertError: The folder is neither.
@@ -61,7 +61,8 @@ def is_run_folder(folder: str | os.PathLike[str]) -> bool:
     if config.get("model_type") == "plamo2" or (folder / SINGLE).exists() or (folder / INDEX).exists():
         return False
     raise ConvertError(
-        f'{folder / CONFIG} describes no model: it must have the key "model" (run folder) or "model_type": "plamo2" (public layout)'
+        f'{folder / CONFIG} does not describe a model: it must have the key "model" (run folder) or '
+        '"model_type": "plamo2" (Hugging Face format)'
     )
 
 
@@ -104,7 +105,7 @@ def load_model(
     abstract: Callable[[ModelConfig], Any] | None = None,
     quantized: bool = False,
 ) -> LoadedModel:
-    """Open a model from a run folder or a folder of the public layout.
+    """Open a model from a run folder or a folder in Hugging Face format.
 
     A warning on stderr names the first parameter with NaN or infinity.
 
@@ -136,7 +137,7 @@ def load_model(
         config = checkpoint.read_model_config(folder)
         if quantized and checkpoint.is_quantized(folder):
             if step is not None or name.ema:
-                raise ConvertError(f"{folder} holds a quantized model, which has no steps. Omit the step")
+                raise ConvertError(f"{folder} has a quantized model, which has no steps: remove the step")
             tokenizer = read_tokenizer(folder, config)
             params = read_quantized(folder, config, abstract(config))
             warn_of_nonfinite(path, params)
@@ -148,7 +149,7 @@ def load_model(
         restore = checkpoint.restore_params if "run_0" in wanted else _restore_periods
         params = restore(folder, wanted, step, item)
     elif step is not None or name.ema:
-        raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
+        raise ConvertError(f"{folder} is in Hugging Face format, which has no steps. Omit the step")
     else:
         config = read_public_config(folder)
         tokenizer = read_tokenizer(folder, config)
@@ -192,5 +193,5 @@ def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
     """Print a warning on stderr that names the first parameter with NaN or infinity, if any."""
     parameter = find_nonfinite(params)
     if parameter and jax.process_index() == 0:
-        problem = f"parameter {parameter} holds NaN or infinity, so the outputs of this model are meaningless"
+        problem = f"parameter {parameter} holds NaN or infinity, so the outputs of this model are not usable"
         print(f"warning: {path}: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The model card of an export: README.md with the metadata that the Hugging Face Hub reads, and what the run folder knows of the model."""
+"""The model card of an export: README.md with metadata for the Hugging Face Hub and information from the run folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LANGUAGES = {"ja": "Japanese", "en": "English"}
 
 @dataclasses.dataclass(frozen=True)
 class CardOptions:
-    """What the user states about a model, for its card.
+    """Information about a model from the user, for the model card.
 
     Raises:
         ConvertError: A value is not an identifier that the Hub accepts.
@@ -70,9 +70,9 @@ def model_card(
     Args:
         folder: Run folder of the model. Its config.json gives the training summary, its evaluation.json the evaluation table.
         config: Shape of the model.
-        options: What the user states.
+        options: Information from the user.
         step: Step of the exported checkpoint, if known.
-        newest: Whether it is the newest checkpoint with its own parameters. Otherwise evaluation.json, which names no step, is left out.
+        newest: Whether it is the newest checkpoint with its own parameters. Otherwise evaluation.json, which has no step, is not used.
         with_code: Whether the export has Python files.
         chat: Whether it has a chat template.
         schemes: How the linear layers are quantized; None: not at all.
@@ -92,7 +92,7 @@ def model_card(
             "",
         ]
         lines += _table(("text", "bits per byte", "accuracy", "bytes"), _rows(evaluation))
-    lines += ["## Licence", "", options.license or "No licence of the weights is stated.", ""]
+    lines += ["## Licence", "", options.license or "The licence of the weights is not specified.", ""]
     if with_code:
         lines += ["The Python files in this folder are licensed under Apache-2.0.", ""]
     return "\n".join(lines).encode()
@@ -154,8 +154,9 @@ def _use(with_code: bool, chat: bool, schemes: Mapping[str, Scheme | None] | Non
         )
     yield "vLLM 0.27 or later needs the plugin in `integrations/vllm` of plamo2-jax."
     yield (
-        "`tokenizer.jsonl` is exact. `tokenizer.json`, which AutoTokenizer reads without remote code, breaks ties between segmentations of "
-        "equal cost in another way; 0.05 % of the token boundaries of a test corpus differ."
+        "`tokenizer.jsonl` is the exact tokenizer. `tokenizer.json`, which AutoTokenizer loads without remote "
+        "code, chooses differently between segmentations of equal cost: 0.05 % of the token boundaries of a "
+        "test corpus differ."
     )
     if schemes:
         found = dict.fromkeys(scheme for scheme in schemes.values() if scheme is not None)

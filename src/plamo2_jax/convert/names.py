@@ -1,4 +1,6 @@
-"""Names of models on disk: a folder, or one checkpoint of a run folder. Every verb and every config field that takes a model uses them."""
+"""Names of models on disk: a folder, or one checkpoint of a run folder. Every command and every config field that takes a model uses
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ class ModelName:
     """FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema.
 
     Attributes:
-        folder: Run folder, folder of the public layout, or folder of adapters.
+        folder: Run folder, folder in Hugging Face format, or folder of adapters.
         step: Step of a run folder's checkpoint; None for the newest.
         ema: Whether the name means the moving average of the parameters instead of the parameters.
     """
@@ -41,5 +43,5 @@ class ModelName:
         if match is None or Path(text).exists():
             return cls(Path(text), step, ema)
         if match[2] is not None and step is not None:
-            raise ConvertError(f"{text} names a checkpoint already: leave out --step {step}, or write {match[1]}")
+            raise ConvertError(f"{text} already names a checkpoint: remove --step {step}, or write {match[1]}")
         return cls(Path(match[1]), step if match[2] is None else int(match[2]), ema or bool(match[3] or match[4]))

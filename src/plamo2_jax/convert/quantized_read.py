@@ -53,7 +53,7 @@ def read_quantized(folder: Path, config: ModelConfig, abstract: Any) -> dict:
 
 
 def separate(abstract: dict, config: ModelConfig) -> dict:
-    """Return the shapes and shardings of a model without a scan over layers, given those of a model with one."""
+    """Return the shapes and shardings of a model without a scan over layers, given the shapes and shardings of a model with a scan."""
 
     def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = _sharding(leaf)
@@ -167,7 +167,7 @@ def _problem(name: str, array: np.ndarray, dtype: np.dtype) -> str | None:
         (
             dtype == jnp.int4,
             lambda part: (part >= -8) & (part <= 7),
-            "holds a zero point out of range: those of int4 must be from -8 to 7",
+            "holds a zero point out of range: zero points of int4 must be from -8 to 7",
         ),
     )
     for applies, allowed, message in checks:

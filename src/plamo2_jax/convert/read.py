@@ -25,7 +25,7 @@ from plamo2_jax.model.plamo2 import stacked_path
 
 
 def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """Read the ModelConfig of a folder of the public layout.
+    """Read the ModelConfig of a folder in Hugging Face format.
 
     Raises:
         ConvertError: config.json is missing, outside the folder or not a JSON object, or has another architecture or an invalid value.
@@ -49,7 +49,7 @@ def read_params(
     abstract: Any = None,
     on_read: Progress | None = None,
 ) -> dict:
-    """Read parameters from a folder of the public layout. Each process reads only the slices of its own devices, each slice once.
+    """Read parameters from a folder in Hugging Face format. Each process reads only the slices of its own devices, each slice once.
 
     Args:
         folder: Folder with model.safetensors, or with model.safetensors.index.json and the files it lists.

@@ -38,7 +38,9 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
             begin = position
             header, position = _read(file, position, _CHUNK_HEADER.size)
             if len(header) < _CHUNK_HEADER.size or position > size:
-                raise PlamoError(f"{path} is damaged: it ends after {found} of {records} records")
+                raise PlamoError(
+                    f"{path} is damaged: it ends after {found} of {records} records. Copy or write the file again"
+                )
             _, data_size, _, kind_and_records, decompressed = _CHUNK_HEADER.unpack(header)
             count = kind_and_records >> 8
             # A record takes at least one byte of the file.

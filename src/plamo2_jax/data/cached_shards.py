@@ -97,8 +97,8 @@ class CachedRecords:
         records = grain.sources.ArrayRecordDataSource([str(copy.path)])
         if len(records) != shard["documents"]:
             raise PlamoError(
-                f"{address(self._folder.folder / shard['name'])} has {len(records)} records: by the manifest it must have "
-                f"{shard['documents']}"
+                f"{address(self._folder.folder / shard['name'])} has {len(records)} records, but the manifest "
+                f"lists {shard['documents']}. Upload the folder of shards again"
             )
         self._open[number] = records, copy
         return self._open[number]

@@ -1,6 +1,6 @@
 """Counts over the characters of a text, compiled by numba: classes of characters, common words, repeated windows.
 
-The counts are equal to those of Python's regular expressions. The classes come from a table with a byte for each code point, which is made
+The counts are the same as with Python's regular expressions. The classes come from a table with a byte for each code point, which is made
 from these expressions once a process.
 """
 

@@ -30,11 +30,12 @@ class CleanConfig:
     """Criteria for keeping a document.
 
     Attributes:
-        unicode_form: Unicode normalization; none: keep all characters.
-        languages: Languages to keep, recognised by script and common words. A text is also dropped if its record names another language.
+        unicode_form: Unicode normalization form; none: keep all characters.
+        languages: Languages to keep, detected from the script and common words. A text is also rejected if its record declares another
+            language.
         min_chars: Smallest number of characters after cleaning.
         max_duplicate_lines: Largest share of characters in lines that occurred earlier in the same document.
-        max_top_ngram: Largest share of the most frequent 10-character window among all windows of the document.
+        max_top_ngram: Largest share of the most frequent 10-character n-gram among all 10-character n-grams of the document.
     """
 
     unicode_form: Literal["none", "NFC", "NFKC"] = "none"
@@ -168,7 +169,7 @@ def top_ngram_share(text: str, n: int = 10) -> float:
 
 
 def rejection(text: str, config: CleanConfig, declared: str | None = None) -> str | None:
-    """Return why a text is rejected ("empty", "short", "language", "repeated lines", "repeated text"), or None to keep it.
+    """Return the reason for which a text is rejected ("empty", "short", "language", "repeated lines", "repeated text"), or None to keep it.
 
     Args:
         text: Text after `normalize_text`.

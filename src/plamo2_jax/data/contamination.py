@@ -7,8 +7,8 @@ not. An item is contaminated by a document in one of three ways:
     whole      the document contains an item that is shorter than a window
     shingles   the document contains at least half of the 13-character shingles of an item, which may be rearranged
 
-Windows are 64-bit hashes. An index of evaluation items holds about 40 bytes for each of their characters; a document is read in stretches.
-A clean document is counted as contaminated by a collision of hashes about once in 10^13 characters for 10^6 characters of items.
+Windows are compared by 64-bit hashes. An index of evaluation items takes about 40 bytes for each of their characters. A hash collision
+marks a clean document as contaminated about once in 10^13 characters, for items with 10^6 characters in total.
 
 The lengths were chosen on the bundled corpus: 13 characters of Japanese are shared by two thirds of unrelated pages, and 30 by 0.1 %.
 """
@@ -169,7 +169,7 @@ class ContaminationIndex:
                 beginnings.append(longest)
             self.ids.append(item.id)
         if not self.ids:
-            raise PlamoError("there is no evaluation item: give at least one")
+            raise PlamoError("there is no evaluation item: at least one is needed")
         self.too_short = np.array(short)
         self._tables = {key: _Table(some, len(self.ids)) for key, some in rows.items()}
         first = {
@@ -290,7 +290,7 @@ def contaminated_items(
 
 
 def texts_of(record: Mapping[str, Any], fields: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the texts in a record: those of the named fields, or of all fields, also inside of lists and objects."""
+    """Return the texts in a record, from the named fields or from all fields, including nested lists and objects."""
     texts: list[str] = []
 
     def add(value: Any) -> None:

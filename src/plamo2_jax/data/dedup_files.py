@@ -98,12 +98,13 @@ def _check_settings(work: Path, output: Path, files: Sequence[Path], config: Ded
     if path.exists():
         if parse_json(path.read_bytes(), str(path)) != settings:
             raise PlamoError(
-                f"{work} holds the work on other files or settings: give another work folder, or delete it to start again"
+                f"{work} belongs to a run with other files or settings: give another work folder, or delete "
+                "this one to start again"
             )
         return
     if any(not path.name.startswith(".") for path in work.iterdir()):
         # The command removes the folder at the end. Hidden files are the lock and the partial files of an interrupted start.
-        raise PlamoError(f"{work} holds other files: give the name of a new folder for --work")
+        raise PlamoError(f"{work} contains other files: give the name of a new folder for --work")
     if any(output.iterdir()):
         raise PlamoError(f"{output} is not empty: give the name of a new folder")
     write_whole(path, json.dumps(settings, indent=2).encode() + b"\n")
@@ -209,5 +210,6 @@ class _Pool:
                 yield future.result()
         except BrokenProcessPool:
             raise PlamoError(
-                "a worker process was killed, probably because memory is full: rerun the command to resume, with fewer --processes"
+                "a worker process was killed, probably because the memory was full. Run the command again "
+                "with fewer --processes; it resumes"
             ) from None

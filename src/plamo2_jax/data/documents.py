@@ -86,7 +86,7 @@ class ReadReport:
         records: Number of records, including bad ones.
         reasons: Number of bad records by reason.
         first: Place, reason and detail of the first bad records, at most KEPT.
-        changes: Losses in good records, such as omitted fields, with their counts.
+        changes: Changes of good records that lose information, such as omitted fields, with their counts.
         notes: Number of skipped files and folders; the first few are printed on stderr.
         quiet: Print no notes.
     """

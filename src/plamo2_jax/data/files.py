@@ -85,7 +85,7 @@ def each_once(
         if first is file:
             yield file
         else:
-            report.note(f"{file} is the same file as {first}" if file != first else f"{file} is named twice")
+            report.note(f"{file} is the same file as {first}" if file != first else f"{file} is given twice")
 
 
 def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
@@ -140,4 +140,6 @@ def _names(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError:
-        raise PlamoError(f"{folder} cannot be listed: permission denied. Allow it, or name the files") from None
+        raise PlamoError(
+            f"{folder} cannot be listed: permission denied. Grant read permission, or give the files"
+        ) from None

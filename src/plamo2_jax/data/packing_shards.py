@@ -64,8 +64,8 @@ class ShardedBatches(grain.DatasetIterator):
         missing = [index for index in self._shards if str(index) not in states]
         if missing:
             raise PlamoError(
-                f"the data position has no state of packing shard {missing[0]}: data.packing and data.packing_shards must be those of "
-                "the run that saved it"
+                f"the checkpoint has no data position for packing shard {missing[0]}: data.packing and "
+                "data.packing_shards must be the same as in the run that saved it"
             )
         self.close()
         self._states = {str(index): states[str(index)] for index in self._shards}

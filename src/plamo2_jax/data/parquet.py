@@ -84,7 +84,7 @@ def _require_distinct(path: Path, fields: list[Any], column: str | None = None) 
     what = "columns" if column is None else f"fields of the column {column[:80]!r}"
     for name, count in Counter(field.name for field in fields).items():
         if count > 1:
-            raise PlamoError(f"{path} has {count} {what} named {name[:80]!r}: names must differ. Rename one of them")
+            raise PlamoError(f"{path} has {count} {what} named {name[:80]!r}: names must be unique. Rename one of them")
     for field in fields:
         if pa.types.is_nested(field.type):
             children = [field.type.field(i) for i in range(field.type.num_fields)]
@@ -120,13 +120,13 @@ def _plan(
         for page in read_pages(file, column):
             if "." in column.path and page.values > _NESTED_VALUES:
                 raise PlamoError(
-                    f"{where}: a page holds {page.values:,} values: at most {_NESTED_VALUES:,} are read. Write the file with "
-                    "smaller pages"
+                    f"{where}: a page holds {page.values:,} values: at most {_NESTED_VALUES:,} are allowed. "
+                    "Write the file with smaller pages"
                 )
             if page.decompressed > budget and page.decompressed > _RATIO * page.compressed:
                 raise PlamoError(
-                    f"{where}: a page of {page.compressed:,} bytes decompresses to {page.decompressed:,}: at most {budget:,} are read. "
-                    "Write the file with smaller pages"
+                    f"{where}: a page of {page.compressed:,} bytes decompresses to {page.decompressed:,}: at "
+                    f"most {budget:,} are allowed. Write the file with smaller pages"
                 )
             largest = max(largest, page.decompressed if page.decompressed > _RATIO * page.compressed else 0)
             if page.is_dictionary:
@@ -151,8 +151,9 @@ def _plan(
         pages += largest
     if pages > budget:
         raise PlamoError(
-            f"{path}, row group {number}: its columns decompress to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
-            "file with smaller pages, or without the columns that are not needed"
+            f"{path}, row group {number}: its columns decompress to {pages:,} bytes at a time: at most "
+            f"{budget:,} are allowed. Write the file with smaller pages, or without the columns that are not "
+            "needed"
         )
     return plan
 

@@ -43,12 +43,12 @@ def read_row_groups(file: IO[bytes]) -> list[list[Column]]:
     end = file.read(8)
     length = int.from_bytes(end[:4], "little")
     if size < 12 or end[4:] != _MAGIC or length > size - 12:
-        raise OSError("it has no footer")
+        raise OSError("the footer is missing")
     file.seek(size - 8 - length)
     try:
         footer, _ = _Thrift(file.read(length)).read_struct()
     except IndexError:
-        raise OSError("its footer has no end") from None
+        raise OSError("the footer is truncated") from None
     groups = [[_column(chunk) for chunk in _list(_struct(group).get(1))] for group in _list(footer.get(4))]
     for column in itertools.chain(*groups):
         if not 0 <= column.start <= column.end <= size:
@@ -73,10 +73,10 @@ def read_pages(file: IO[bytes], column: Column) -> Iterator[Page]:
             except IndexError:
                 pass
         else:
-            raise OSError(f"the header of a page at byte {position} has no end")
+            raise OSError(f"the header of the page at byte {position} is truncated")
         compressed, decompressed = _number(header.get(3)), _number(header.get(2))
         if decompressed < 0 or not 0 <= compressed <= column.end - position - length:
-            raise OSError(f"the page at byte {position} does not end in its column")
+            raise OSError(f"the page at byte {position} ends outside its column")
         data = next((_struct(header[i]) for i in (5, 7, 8) if i in header), {})
         yield Page(
             compressed, decompressed, _number(data.get(1)), _number(data.get(4 if 8 in header else 2)), 7 in header

@@ -45,10 +45,10 @@ class MixtureItem:
     path: Path
     """Folder that `plamo2 data prepare` wrote, on this machine or in a bucket (gs://BUCKET/FOLDER, which needs `data.cache`)."""
     weight: float = 1.0
-    """Share of the training tokens, relative to the other weights (accurate to 1 %). A small folder with a large weight is repeated
-    more often."""
+    """Weight of this folder: its share of the training tokens, relative to the other weights (accurate to 1 %). A small folder with a large
+    weight is repeated."""
     synthetic: bool = False
-    """Whether a model or a program wrote the text, for `DataConfig.max_synthetic_share`."""
+    """Mark the text as synthetic (written by a model or a program), for `DataConfig.max_synthetic_share`."""
 
     def __post_init__(self) -> None:
         require(self, "weight", 0 < self.weight < float("inf"), "positive and finite")
@@ -56,51 +56,53 @@ class MixtureItem:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Training data, and how it is mixed, shuffled and packed."""
+    """Training data: mixture, shuffling and packing."""
 
     mixture: tuple[MixtureItem, ...]
     """Folders of shards and their weights."""
     sequence_length: int
-    """Positions in a row, t."""
+    """Sequence length: number of positions in a row, t."""
     batch_size: int
-    """Rows in a batch, over all processes."""
+    """Global batch size: number of rows in a batch, over all processes."""
     seed: int = 0
     """Random seed of the shuffling."""
     packing_bins: int = 256
-    """Number of rows that are filled at the same time, by each packing shard if there are several. More bins leave less padding, but take
-    memory and time (24 bytes per position)."""
+    """Number of rows that packing fills at the same time (by each packing shard, if there are several). More bins leave less padding, but
+    take time and memory (24 bytes per position)."""
     packing: Literal["global", "per_process"] = "global"
-    """global: every process reads and packs whole batches, shuffled over all documents. per_process: every process reads and packs only its
-    own rows, from its own share of the documents, so the work of a process falls with the number of processes."""
+    """Distribution of packing over processes. global: every process reads and packs whole batches, shuffled over all documents.
+    per_process: every process reads and packs only its own rows, from its own share of the documents, so more processes mean less work for
+    each."""
     packing_shards: int = 0
-    """Number of shares into which per_process divides the documents; 0 with global. It must divide `batch_size` and be a multiple of the
-    number of processes, now and after every later change of that number. Batches depend on it, and not on the number of processes."""
+    """Number of shares into which per_process divides the documents; 0 with global. It must divide `batch_size` and be a multiple of
+    the number of processes, also if you change the number of processes later. Batches depend on packing_shards, not on the number of
+    processes."""
     long_document_tokens: int | None = None
-    """Documents of at least this many tokens are read `long_document_repeats` times as often as others, for training at a new length,
-    where short documents do not help (arXiv:2402.10171). The weights of the mixture stay the same."""
+    """Upsampling of long documents for context extension (arXiv:2402.10171): documents with at least this many tokens are read
+    `long_document_repeats` times as often as others. The weights of the mixture stay the same."""
     long_document_repeats: int = 1
-    """How many times as often long documents are read (`long_document_tokens`)."""
+    """Factor by which documents of at least `long_document_tokens` tokens are read more often."""
     shuffle: bool = True
-    """If false, documents come in the order of the shards in every epoch."""
+    """Shuffle the documents in every epoch. If false, they are read in the order of the shards."""
     prefetch_batches: int = field(default=4, metadata={"free": True})
-    """Number of batches that a thread prepares in advance, in addition to the rows of all bins. 0: prepare each batch on demand."""
+    """Number of batches that a background thread prepares in advance. 0: prepare each batch on demand."""
     read_threads: int = field(default=2, metadata={"free": True})
-    """Number of threads that read documents in advance; 0: read in the calling thread."""
+    """Number of background threads that read documents in advance; 0: read in the main thread."""
     max_synthetic_share: float = 1.0
     """Largest share of the training tokens that may come from folders marked `synthetic`."""
     worker_processes: int = field(default=0, metadata={"free": lambda config: config.packing == "per_process"})
-    """Number of processes of each host that read and pack, for hosts where one is too slow. With per_process, each serves some of the
-    packing shards, and the batches do not change. With global, each packs its own share, so their number changes the order. A program
-    that uses them must be started under `if __name__ == "__main__"`."""
+    """Number of worker processes per host that read and pack, for hosts where one process is too slow; 0: none. With per_process, each
+    worker serves some of the packing shards, and the batches do not change. With global, each worker packs its own share, so their number
+    changes the order of the data. A Python program that uses workers must guard its entry point with `if __name__ == "__main__"`."""
     cache: Path | None = field(default=None, metadata={"free": True})
-    """Local folder for copies of shards that are in a bucket. The processes of a host share it."""
+    """Local cache folder for shards that are in a bucket. The processes of a host share it."""
     cache_gib: float = field(default=100.0, metadata={"free": True})
-    """Largest size of `cache`, in GiB. Documents come in random order, so all shards that a host reads must fit."""
+    """Largest size of `cache`, in GiB. Documents are read in random order, so all shards that a host reads must fit."""
 
     def __post_init__(self) -> None:
         require(self, "mixture", len(self.mixture) >= 1, "at least one MixtureItem")
         require(self, "sequence_length", self.sequence_length >= 2, "at least 2")
-        repeats = "at least 1, and 1 without long_document_tokens"
+        repeats = "at least 1, and exactly 1 if long_document_tokens is not set"
         allowed = self.long_document_repeats >= 1 and (self.long_document_tokens or self.long_document_repeats == 1)
         require(self, "long_document_repeats", bool(allowed), repeats)
         for name in ("batch_size", "packing_bins"):
@@ -235,8 +237,9 @@ def _packing_shards(
         for item, share in zip(config.mixture, shares, strict=True):
             if not len(share):
                 raise PlamoError(
-                    f"DataConfig.packing_shards={config.packing_shards} is not allowed: {address(item.path)} has too few or too long "
-                    f"documents, so share {shard} is empty. Use fewer packing shards, or packing=global"
+                    f"DataConfig.packing_shards={config.packing_shards} is not allowed: {address(item.path)} "
+                    f"has too few documents, or too long ones, so the share of packing shard {shard} is empty. "
+                    "Use fewer packing shards, or packing=global"
                 )
         # Hashed, so that shards of neighbouring numbers and seeds do not share orders.
         seed = int(np.random.SeedSequence([config.seed, shard, config.packing_shards]).generate_state(1)[0])
@@ -294,7 +297,7 @@ def one_pass(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset[Batch]:
-    """Return batches with every element once, in order, as `heldout_batches` does. The arguments are those of `mixed_batches`."""
+    """Return batches with every element once, in order, as `heldout_batches` does. The arguments are the same as for `mixed_batches`."""
     rows = _rows_of_process(config, process_index, process_count)
     dataset = grain.MapDataset.source(elements).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(dataset, config.sequence_length, config.packing_bins, collator=collator)

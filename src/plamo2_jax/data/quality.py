@@ -48,7 +48,7 @@ class QualityModel:
         weights: weight of each bin, [BINS] float32.
         bias: added to the mean weight.
         scale, shift: calibration: the probability is sigmoid(scale * logit + shift).
-        training: what the model was trained on, as JSON: files, numbers of texts, held-out AUC.
+        training: training data of the model, as JSON: files, numbers of texts, held-out AUC.
     """
 
     weights: np.ndarray
@@ -83,10 +83,10 @@ class QualityModel:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "plamo2 quality 1" or set(file.keys()) != {"weights", "numbers"}:
-                    raise PlamoError(f"{path} is not a quality model: plamo2 data quality writes one")
+                    raise PlamoError(f"{path} is not a quality model: it must be a file that plamo2 data quality wrote")
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in ("weights", "numbers")}
                 if shapes != {"weights": (BINS,), "numbers": (3,)}:
-                    raise PlamoError(f"{path} has tensors of other shapes than a quality model: {shapes}")
+                    raise PlamoError(f"{path} is not a quality model: its tensors have the shapes {shapes}")
                 weights, numbers = file.get_tensor("weights"), file.get_tensor("numbers")
                 training = json.loads(metadata.get("training", "{}"))
         except (SafetensorError, OSError, ValueError) as error:
@@ -111,7 +111,7 @@ def auc(scores: Sequence[float] | np.ndarray, labels: Sequence[bool] | np.ndarra
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if not positives or not negatives:
-        raise PlamoError("the AUC needs both positive and negative texts")
+        raise PlamoError("the AUC is not defined for texts of one class: both positive and negative texts are needed")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     return float((ranks[inverse][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -62,7 +62,7 @@ def train_quality(texts: Sequence[str], targets: Sequence[float], config: Qualit
     config = config or QualityConfig()
     wanted = np.asarray(targets, np.float32)
     if wanted.shape != (len(texts),) or not ((wanted >= 0) & (wanted <= 1)).all():
-        raise PlamoError("a quality model needs one target in [0, 1] for each text")
+        raise PlamoError("the targets are not allowed: a quality model needs one target in [0, 1] for each text")
     positives = int(np.count_nonzero(wanted >= 0.5))
     if min(positives, len(wanted) - positives) < 10:
         raise PlamoError(

@@ -89,8 +89,8 @@ class ShardCache:
                 )
             if checksum is not None and digest.hexdigest() != checksum:
                 raise PlamoError(
-                    f"{address(source)} has the BLAKE2b checksum {digest.hexdigest()[:12]}...: by its manifest it must be "
-                    f"{checksum[:12]}.... Upload the folder of shards again"
+                    f"{address(source)} has the BLAKE2b checksum {digest.hexdigest()[:12]}..., but the "
+                    f"manifest lists {checksum[:12]}.... Upload the folder of shards again"
                 )
 
     def _make_room(self, source: Path, size: int) -> None:

@@ -101,7 +101,7 @@ def write_sides(
         for side, writer in writers.items():
             writer.close_shard()
             if not writer.lengths:
-                raise ShardError(f"there is no document to write to {folders[side]}: each side needs at least one")
+                raise ShardError(f"there is no document for {folders[side]}: each side of the split needs at least one")
             manifests[side] = writer.write_manifest(tokenizer, report, contamination)
     return manifests
 
@@ -214,5 +214,6 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     # Delete only folders that this module wrote.
     if folder.is_symlink() or not (folder / MANIFEST).is_file():
         raise ShardError(
-            f"{folder} is not overwritten: it is not a folder of shards (it has no {MANIFEST}). Choose another folder"
+            f"{folder} exists, and is not a folder of shards (it has no {MANIFEST}), so it is not overwritten. "
+            "Choose another folder"
         )

@@ -107,7 +107,10 @@ class Shards:
         except (RuntimeError, ValueError) as error:
             raise ShardError(f"the shards of {folder} cannot be opened: {first_line(error)}") from None
         if len(self._records) != self.documents:
-            raise ShardError(f"{folder} has {len(self._records)} records: by {MANIFEST} it must have {self.documents}")
+            raise ShardError(
+                f"{folder} has {len(self._records)} records, but {MANIFEST} lists {self.documents}: the folder is "
+                "damaged. Copy it again, or write it again with plamo2 data prepare"
+            )
 
     def __len__(self) -> int:
         return self.documents
@@ -120,7 +123,9 @@ class Shards:
             raise ShardError(f"{address(self.folder)}, document {index}: {first_line(error)}") from None
         if len(document.ids) != self.lengths[index]:
             raise ShardError(
-                f"{address(self.folder)}, document {index} has {len(document.ids)} ids: by {LENGTHS} it must have {self.lengths[index]}"
+                f"{address(self.folder)}, document {index} has {len(document.ids)} ids, but {LENGTHS} lists "
+                f"{self.lengths[index]}: the folder is damaged. Copy it again, or write it again with plamo2 "
+                "data prepare"
             )
         return document
 
@@ -146,8 +151,8 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, cache: S
     if is_remote(folder):
         if cache is None:
             raise ShardError(
-                f"{address(folder)} is in a bucket: shards there need a local folder for copies. Give one as data.cache "
-                "(--data.cache FOLDER)"
+                f"{address(folder)} is in a bucket: shards in a bucket need a local cache folder. Set "
+                "data.cache (--data.cache FOLDER)"
             )
         folder = located(folder)
         cached = CachedFolder(cache, folder, MANIFEST, MAX_BYTES)
@@ -183,9 +188,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for shard in manifest["shards"]:
         file = optional_file(folder, shard["name"], error=ShardError)
         if file is None:
-            raise ShardError(f"{folder / shard['name']} is missing, but {MANIFEST} lists it")
+            raise ShardError(
+                f"{folder / shard['name']} is missing, but {MANIFEST} lists it: the folder is incomplete. Copy it again"
+            )
         if file.stat().st_size != shard["size"]:
-            raise ShardError(f"{file} has {file.stat().st_size} bytes: by {MANIFEST} it must have {shard['size']}")
+            raise ShardError(
+                f"{file} has {file.stat().st_size} bytes, but {MANIFEST} lists {shard['size']}: the folder is "
+                "damaged. Copy it again, or write it again with plamo2 data prepare"
+            )
     return manifest
 
 
@@ -225,5 +235,8 @@ def _load_lengths(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     lengths = map_npy(path, np.uint32, (manifest["documents"],), error=ShardError)
     tokens = int(lengths.sum(dtype=np.int64))
     if tokens != manifest["tokens"]:
-        raise ShardError(f"{path} adds up to {tokens} tokens: by {MANIFEST} it must be {manifest['tokens']}")
+        raise ShardError(
+            f"{path} adds up to {tokens} tokens, but {MANIFEST} lists {manifest['tokens']}: the folder is damaged. "
+            "Copy it again, or write it again with plamo2 data prepare"
+        )
     return lengths

@@ -158,7 +158,7 @@ def to_documents(
     language: str | None = None,
     keep_fields: bool = True,
 ) -> Iterator[Document]:
-    """Yield the documents of the records of a file, and count in `report`. The arguments are those of `read_documents`."""
+    """Yield the documents of the records of a file, and count in `report`. The arguments are the same as for `read_documents`."""
     for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
         try:
             document = _to_document(fields, where, names, language, report.changes if keep_fields else None)
@@ -197,7 +197,7 @@ def _to_document(
         for name in sorted({"text", "id", "language"} & others.keys()):
             # These fields have another meaning here, and would overwrite the fields of the same name in the output.
             del others[name]
-            changes[f"left out: the field {name!r}, which is not the {name} here"] += 1
+            changes[f"omitted: the field {name!r}, which was not selected as the {name}"] += 1
     declared = fields.get(names.language) or language
     name = fields.get(names.id)
     pair = None if names.pair is None else fields.get(names.pair)

@@ -15,7 +15,7 @@ from plamo2_jax.data.documents import UnreadableRecord
 
 MAX_DEPTH = 64
 NOT_FINITE = "NaN or infinity became null"
-NOT_TEXT = "left out: bytes that are not text in the field"
+NOT_TEXT = "omitted: bytes that are not text in the field"
 _DROP = object()
 
 
@@ -85,7 +85,7 @@ def _plain(value: Any, path: str, depth: int, changes: Counter[str]) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta | decimal.Decimal | uuid.UUID):
         return str(value)
-    changes[f"left out: {type(value).__name__} in the field {_top(path)}"] += 1
+    changes[f"omitted: {type(value).__name__} in the field {_top(path)}"] += 1
     return _DROP
 
 

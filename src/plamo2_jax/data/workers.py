@@ -73,7 +73,8 @@ def _in_processes(function: Callable[[Any], Any], jobs: Iterator[Any], workers: 
             raise failure
     except BrokenProcessPool:
         raise PlamoError(
-            "a worker process was killed, probably because memory is full: nothing was written. Run the command again with fewer --workers"
+            "a worker process was killed, probably because the memory was full. No output was written. Run "
+            "the command again with fewer --workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

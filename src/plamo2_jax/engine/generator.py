@@ -62,7 +62,7 @@ class Generator:
         max_length: maximum number of tokens of a row, prompt and continuation; None: `max_position_embeddings` of the model. The
             cache has only the length that a call needs.
         max_slots: maximum number of rows decoded together. Other rows wait for a free slot.
-        key_dtype: dtype of cached keys and values; None: that of the activations.
+        key_dtype: dtype of cached keys and values; None: the dtype of the activations.
 
     Attributes:
         model: the network without a scan over layers.
@@ -89,7 +89,8 @@ class Generator:
             )
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise PlamoError(
-                f"the tokenizer has {tokenizer.vocab_size} entries; the model's embedding has {model.config.vocab_size}"
+                f"the tokenizer has {tokenizer.vocab_size} entries, but the model's embedding has only "
+                f"{model.config.vocab_size}: use the tokenizer of the model"
             )
         self.params = unstack(model, params) if model.scan_layers else params
         # With a mesh of one device, the kernels skip sharding even if the machine has more devices.
@@ -169,8 +170,8 @@ class Generator:
                 raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer")
             if len(first.prompt) + stop.max_new_tokens > self.max_length:
                 raise PlamoError(
-                    f"prompt {i} has {len(first.prompt)} tokens; with max_new_tokens={stop.max_new_tokens} that exceeds"
-                    f" max_length={self.max_length}"
+                    f"prompt {i} has {len(first.prompt)} tokens; together with "
+                    f"max_new_tokens={stop.max_new_tokens} they exceed max_length={self.max_length}"
                 )
             if max(first.stop_ids, default=0) >= self.model.config.vocab_size:
                 raise PlamoError(
@@ -202,12 +203,12 @@ class Generator:
             prompt = self.tokenizer.encode(prompt, bos=bos and not begins, allow_control=allow_control)
         ids = np.asarray(prompt)
         if ids.size == 0:
-            raise PlamoError(f"prompt {index} has no token; it must have at least one (a document begins with bos)")
+            raise PlamoError(f"prompt {index} has no tokens: it must have at least one (a document begins with bos)")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise PlamoError(f"prompt {index} must be one row of integers, not shape {ids.shape} of {ids.dtype}")
         if ids.min() < 0 or ids.max() >= self.model.config.vocab_size:
             raise PlamoError(
-                f"prompt {index} has ids from {ids.min()} to {ids.max()};"
-                f" the model has ids from 0 to {self.model.config.vocab_size - 1}"
+                f"prompt {index} has ids from {ids.min()} to {ids.max()}: they must be from 0 to "
+                f"{self.model.config.vocab_size - 1}"
             )
         return ids.astype(np.int32)

@@ -114,7 +114,7 @@ def compile_grammar(
     The first call for a tokenizer takes about a second, the first for a grammar about 0.1 s; both are kept. It is thread-safe.
 
     Args:
-        grammar: what the text must be.
+        grammar: grammar of the text.
         tokenizer: the tokenizer.
         vocab_size: rows of the model's embedding; those that the tokenizer lacks are never allowed.
         stop_ids: control tokens that end the row; they are allowed where the text is complete.

@@ -133,7 +133,10 @@ class Row:
             PlamoError: the log-probability is not a finite number.
         """
         if not math.isfinite(logprob):
-            raise PlamoError(f"the model's logits after {len(self.token_ids)} new tokens are not finite numbers")
+            raise PlamoError(
+                f"the model's logits after {len(self.token_ids)} new tokens are not finite: the parameters may be "
+                "damaged. Check them with plamo2 inspect --verify"
+            )
         self.token_ids.append(token)
         self.logprobs.append(logprob)
         self.top_logprobs.append(top)

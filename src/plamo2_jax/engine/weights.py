@@ -48,7 +48,7 @@ def cast_matrices(model: Plamo2, params: dict) -> dict:
 def abstract_weights(model: Plamo2) -> dict:
     """Return the tree of `jax.ShapeDtypeStruct` of a model's parameters for inference.
 
-    Matrices have the activation dtype; vectors have float32. With a mesh, the shardings are those of the strategy "tensor". Without a
+    Matrices have the activation dtype; vectors have float32. With a mesh, the parameters are sharded by the strategy "tensor". Without a
     mesh, all parameters are on the first device.
     """
     names, shapes = logical_axes(model), abstract_params(model)
@@ -134,7 +134,7 @@ def load_weights(
     """Load a model for inference. Tensors are read, cast and placed one by one, so the peak memory is little above the result.
 
     Args:
-        path: run folder, RUN@STEP, RUN@ema, folder of the public layout, or folder of adapters (merged into their base model).
+        path: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format, or folder of adapters (merged into their base model).
         step: step of a run folder's checkpoint; None: the step in `path`, or else the newest.
         ema: load the moving average of a run's parameters.
         dtype: dtype of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.

@@ -1,1 +1,1 @@
-"""Measures of a model: held-out bits per byte."""
+"""Evaluation: held-out bits per byte, benchmark tasks, and comparisons."""

@@ -64,10 +64,10 @@ def check_rules(rules: Any) -> Mapping[str, Any]:
         raise RuleError(f'rules must be an object such as {{"language": "ja"}}, not {type(rules).__name__}')
     for name, value in rules.items():
         if name not in _RULES:
-            raise RuleError(f"the rule {name!r} is unknown; it must be one of {', '.join(_RULES)}")
+            raise RuleError(f"the rule {name!r} is unknown: it must be one of {', '.join(_RULES)}")
         allowed, fits, _ = _RULES[name]
         if not fits(value):
-            raise RuleError(f"the rule {name}={repr(value)[:100]} is not allowed; it must be {allowed}")
+            raise RuleError(f"the rule {name}={repr(value)[:100]} is not allowed: it must be {allowed}")
         if name == "check":
             for checker, parameters in _checks(value):
                 try:

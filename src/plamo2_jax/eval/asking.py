@@ -1,4 +1,4 @@
-"""Send the requests of a task to its models, and keep every response in a journal, so that nothing is asked twice.
+"""Send the requests of a task to its models, and store every response in a journal, so that no request is sent twice.
 
 The key of a response is a hash of the request and of the model's identity. After a change of a prompt, a model or a setting, exactly the
 requests that the change concerns have new keys, and are asked.
@@ -148,8 +148,8 @@ class Asker:
             self._failures = self._failures + 1 if isinstance(response, RequestError) else 0
             if self._failures >= _MOST_FAILURES:
                 raise ServerFailing(
-                    f"the last {self._failures} requests failed, the last one because: {response.reason}. The answers so far are kept; run "
-                    "the command again to go on"
+                    f"the last {self._failures} requests failed, the last one because: {response.reason}. All "
+                    "answers are stored: run the same command again to resume"
                 )
 
     def _keep(self, entries: Iterable[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Compare two evaluations: paired differences of the scores of common items, with confidence intervals.
 
-The interval is that of a paired t test. Answers to one question, such as several trials, are not independent, so the differences of a
-question are averaged first, and the questions are the sample.
+The interval is the interval of a paired t test. Answers to one question, such as several trials, are not independent, so the differences of
+a question are averaged first, and the questions are the sample.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def compare(first: Path, second: Path) -> dict[str, Comparison]:
     one, other = read_results(first), read_results(second)
     names = [name for name in one if name in other]
     if not names:
-        raise PlamoError(f"{first} and {second} have no task in common: {', '.join(one)} and {', '.join(other)}")
+        raise PlamoError(
+            f"{first} and {second} have no task in common: they have {', '.join(one)} and {', '.join(other)}"
+        )
     return {name: compare_results(name, one[name], other[name]) for name in names}
 
 

@@ -81,8 +81,9 @@ class TrainingBenchmarks:
             generator.close()
             if size > longest:
                 raise PlamoError(
-                    f"evaluation.tasks: the item {item.id} of {task.name} needs {size} tokens, and the model has {longest} positions. Use "
-                    "smaller evaluation.lengths, shots or max_new_tokens, or leave the task out"
+                    f"evaluation.tasks: the item {item.id} of {task.name} needs {size} tokens, and the model "
+                    f"has {longest} positions. Use smaller evaluation.lengths, shots or max_new_tokens, or "
+                    "remove the task"
                 )
         return items
 
@@ -104,7 +105,7 @@ class TrainingBenchmarks:
         return len(self._tokenizer.encode(prompt, bos=bos) if isinstance(prompt, str) else prompt)
 
     def measure(self, params: Any, keep_on: Callable[[], bool]) -> dict[str, float]:
-        """Answer the tasks, as described in `Benchmarks.measure`. The metrics of groups are left out, standard errors are included."""
+        """Answer the tasks, as described in `Benchmarks.measure`. Metrics of groups are omitted, and standard errors are included."""
         placed = decoding_params(self._model, params, self._devices[0])
         generator = Generator(self._model, placed, self._tokenizer, max_slots=self._config.batch_size)
         longest = self._model.config.max_position_embeddings

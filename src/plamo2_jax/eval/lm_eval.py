@@ -257,8 +257,8 @@ class LmEvalModel(LM):
         chat = self._chats.get(context)
         if chat is not None and chat.ids is None:
             raise PlamoError(
-                "log-probabilities of answers in a conversation need the chat template of the model: leave out --apply-chat-template, "
-                "or open the model folder without a server"
+                "log-probabilities of answers in a conversation need the chat template of the model: remove "
+                "--apply-chat-template, or open the model folder without a server"
             )
         # A token has at least one byte, so short texts need no check of their tokens.
         size = len(context.encode()) + max(len(text.encode()) for text in continuations)
@@ -300,8 +300,8 @@ class LmEvalModel(LM):
                 return CompletionRequest(context, stop=stop, **options)
             if chat.answer:
                 raise PlamoError(
-                    "the task begins the answer (gen_prefix), which a server's chat interface does not allow: leave out "
-                    "--apply-chat-template, or open the model folder without a server"
+                    "the task begins the answer (gen_prefix), which a server's chat interface does not allow: "
+                    "remove --apply-chat-template, or open the model folder without a server"
                 )
             return ChatRequest(messages=chat.messages, stop=stop, **options)
         if chat is None:
@@ -352,7 +352,7 @@ def evaluate(
         include_path: folder with the user's tasks as YAML; None: the harness's own tasks.
         limit: largest number of items of each task.
         num_fewshot: number of examples in the prompt; None: the task's.
-        apply_chat_template: put questions into conversations.
+        apply_chat_template: apply the chat template to questions.
         system_instruction: system message.
         rolling_length, score_end, seed, journal: see `LmEvalModel`.
         bootstrap_iters: number of resamplings for standard errors that have no formula.

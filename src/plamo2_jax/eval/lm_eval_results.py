@@ -1,6 +1,6 @@
 """Results of lm-evaluation-harness in the format of our own tasks, so that the report and comparisons include them.
 
-FOLDER/lm_eval.json                     what the harness returns, without samples
+FOLDER/lm_eval.json                     results of the harness, without samples
 FOLDER/lm-eval-TASK/result.json         metrics with standard errors, model, settings, versions
 FOLDER/lm-eval-TASK/answers.jsonl       the samples
 """
@@ -29,7 +29,7 @@ def write_results(
 
     Args:
         folder: folder of an evaluation.
-        results: what the harness returned, with samples.
+        results: results of the harness, with samples.
         model: fields that identify the model.
     """
     folder.mkdir(parents=True, exist_ok=True)

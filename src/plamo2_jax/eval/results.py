@@ -63,7 +63,7 @@ def _read(folder: Path) -> TaskResult:
         if not isinstance(result["n"], int) or not isinstance(result["failed"], int):
             raise TypeError
     except (KeyError, TypeError):
-        raise PlamoError(f"{folder / RESULT} is not the result of a task: run plamo2 evaluate again") from None
+        raise PlamoError(f"{folder / RESULT} is not a result of plamo2 evaluate: run the evaluation again") from None
     answers = {}
     try:
         with (folder / ANSWERS).open("rb") as file:
@@ -79,5 +79,5 @@ def _read(folder: Path) -> TaskResult:
     except OSError as error:
         raise PlamoError(f"{folder / ANSWERS} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError):
-        raise PlamoError(f"{where} is not an answer: run plamo2 evaluate again") from None
+        raise PlamoError(f"{where} is not an answer of plamo2 evaluate: run the evaluation again") from None
     return TaskResult(result, answers)

@@ -75,7 +75,7 @@ def run_task(
     concurrency: int = 8,
     contaminated: Mapping[str, Rule] | None = None,
 ) -> dict[str, Any]:
-    """Answer the items of a task, score the answers, and return the result. Stored responses are not asked again.
+    """Answer the items of a task, score the answers, and return the result. Stored responses are reused.
 
     Args:
         task: the task.
@@ -90,7 +90,7 @@ def run_task(
             `contaminated`, and the result has the metrics of these items and of the others.
 
     Returns:
-        The contents of result.json. `errors` lists the items without an answer; the metrics are those of the other items.
+        The contents of result.json. `errors` lists the items without an answer; the metrics are means over the other items.
 
     Raises:
         PlamoError: the folder is in use, a server fails all requests, or the task needs a judge.

@@ -1,4 +1,4 @@
-"""Notice that a server answers with another model than when an evaluation began.
+"""Detect that a server answers with a different model than at the start of an evaluation.
 
 A server is known by its address and the name of a model, and both may stay the same when other weights are loaded. Therefore
 `OpenAIClient.identify` asks for a short greedy text first, and OUTPUT/server.json stores its hash.
@@ -25,7 +25,7 @@ def server_description(description: Mapping[str, Any], found: Mapping[str, str])
 
 
 def check_servers(folder: Path, servers: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Compare servers with those of an earlier evaluation in the same folder, and store them in FOLDER/server.json.
+    """Compare servers with the servers of an earlier evaluation in the same folder, and store them in FOLDER/server.json.
 
     Args:
         folder: folder of the results.
@@ -43,8 +43,9 @@ def check_servers(folder: Path, servers: Mapping[str, Mapping[str, Any] | None])
             continue
         if before.get("fingerprint") != now["fingerprint"]:
             raise PlamoError(
-                f"the server {now['url']} answers with another {role} than when this evaluation began ({file}): a result must come from "
-                f"one model. Use another --output, or delete {file} to ask all requests again"
+                f"the server {now['url']} answers with a different {role} than at the start of this evaluation "
+                f"({file}): all answers must come from one model. Choose another --output, or delete {file} to "
+                "send all requests again"
             )
     if any(stored.get(role) != one for role, one in new.items()):
         folder.mkdir(parents=True, exist_ok=True)

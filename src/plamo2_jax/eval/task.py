@@ -1,6 +1,6 @@
 """Benchmark tasks: their items, the requests that an item needs, and the scores of its answer.
 
-A task asks nothing itself. `requests` is a generator: it yields a request, receives the responses, and returns the answer. The runner
+A task sends no requests itself. `requests` is a generator: it yields a request, receives the responses, and returns the answer. The runner
 sends the requests of many items together, stores every response in a journal, and replays stored responses after a restart.
 """
 
@@ -60,7 +60,7 @@ class TaskOptions:
     path: Path | None = None
     """File or folder with the benchmark's data, for tasks whose data is not part of this package."""
     mode: str | None = None
-    """How a question is put to the model, for instance "completion" or "chat". None: the task's default."""
+    """Form of the prompts, for instance "completion" or "chat". None: the task's default."""
     shots: int | None = None
     """Number of examples in the prompt. None: the task's default."""
     trials: int | None = None
@@ -78,11 +78,11 @@ class TaskOptions:
     count_tokens: Callable[[str], int] | None = None
     """Returns the number of tokens of a text. None if the model has no tokenizer here; tasks then count three characters as a token."""
     baseline: Path | None = None
-    """Answers of another model that a judge compares with, as a folder of results or its answers.jsonl. None: a judge rates answers."""
+    """Answers of a baseline model that the judge compares with: a folder of results or its answers.jsonl. None: the judge rates answers."""
     processes: int | None = None
     """Number of processes that score answers. None: one for each core."""
     allow_unisolated_code: bool = False
-    """Run programs that a model wrote even if this system cannot isolate them."""
+    """Run model-written programs even if this system cannot isolate them."""
 
 
 class Task(Protocol):

@@ -41,7 +41,7 @@ class Archive:
         return sum(self.files.values())
 
     def summary(self) -> list[str]:
-        """Return lines that describe what is copied, the largest files, and what is not copied."""
+        """Return lines that describe the copied files, the largest files, and the files that are not copied."""
         largest = sorted(self.files, key=lambda path: (-self.files[path], path))[:_SHOWN]
         lines = [
             f"copied to each worker: {len(self.files):,} files that git tracks, {_size(self.bytes)} before compression"
@@ -49,7 +49,7 @@ class Archive:
         lines += [f"  {_size(self.files[path]):>10}  {_shown(path)}" for path in largest]
         if self.untracked:
             names = ", ".join(map(_shown, self.untracked[:_SHOWN])) + (", ..." if len(self.untracked) > _SHOWN else "")
-            lines.append(f"not copied, as git does not track them: {len(self.untracked):,} files ({names})")
+            lines.append(f"not copied, because git does not track them: {len(self.untracked):,} files ({names})")
         return lines
 
     def require_at_most(self, megabytes: int) -> None:

@@ -31,8 +31,9 @@ def resource_name(given: str | None, run: str, longest: int) -> str:
     name = re.sub(r"[._]+", "-", run.lower()) if given is None else given
     if not _NAME.fullmatch(name) or len(name) > longest:
         raise PlamoError(
-            f"--job-name {name!r} is not allowed: it must be a lower-case letter followed by lower-case letters, digits and "
-            f"hyphens between them, {longest} characters at most"
+            f"--job-name {name!r} is not allowed: it must start with a lower-case letter, contain only "
+            f"lower-case letters, digits and hyphens, not end with a hyphen, and have at most {longest} "
+            "characters"
         )
     return name
 
@@ -54,7 +55,7 @@ def require(values: Mapping[str, tuple[str | None, str]]) -> None:
 def require_tool(name: str) -> None:
     """Check that a program is on PATH. Otherwise raise a PlamoError that tells how to install it."""
     if shutil.which(name) is None:
-        raise PlamoError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints what would be run)")
+        raise PlamoError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints the script without running it)")
 
 
 def project_and_zone(project: str | None, zone: str | None) -> tuple[str, str]:

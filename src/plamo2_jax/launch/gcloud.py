@@ -28,39 +28,41 @@ UV = "uv==0.13.9"
 
 @dataclasses.dataclass(frozen=True)
 class Gcloud:
-    """Train on a TPU slice, and restart after preemptions. Needs gcloud with an account, a project and a zone."""
+    """Train on a TPU slice, and restart after preemptions. Needs the gcloud CLI with an account, a project and a zone."""
 
     accelerator: str
-    """The slice: v5litepod-16, v5p-128, v6e-256, ...; or its generation and shape, v5p:4x4x4."""
+    """TPU slice: an accelerator type such as v5litepod-16, v5p-128 or v6e-256, or generation and shape such as v5p:4x4x4."""
     project: str | None = None
-    """Google Cloud project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    """Google Cloud project. Default: CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
     zone: str | None = None
-    """Zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+    """Zone. Default: CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
     spot: bool = False
     """Use spare capacity, which is cheaper and may be preempted at any time. The script then requests the resource again and resumes."""
     job_name: str | None = None
-    """Name of the queued resource and of its node; left out, the run's name."""
+    """Name of the queued resource and of its node. Default: the run's name."""
     runtime_version: str | None = None
-    """Software version of the TPU VMs; left out, the version for the TPU generation."""
+    """Software version of the TPU VMs. Default: the version for the TPU generation."""
     create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further flag of `gcloud compute tpus queued-resources create`, as in --create-flag=--reserved; may be given several times."""
     source: Path = Path(".")
-    """Git checkout of the project, with the config file. The files that git tracks are copied to the workers from the working tree."""
+    """Git checkout of the project that contains the config file. The launcher copies the files that git tracks, with your uncommitted
+    changes, to the workers."""
     max_archive_mb: int = 100
     """Largest size of the files that are copied to each worker, in MB before compression."""
     on_workers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """File or folder that the run reads and that is on the workers: on a shared disk, or copied by --setup. May be given several times."""
+    """File or folder that the run reads and that exists on the workers: on a shared disk, or copied by --setup. May be given several
+    times."""
     python: str = "3.12"
-    """Python version on the workers. (Python 3.10 of the image is too old for jax.)"""
+    """Python version on the workers. Python 3.10 of the TPU image is too old for JAX."""
     setup: str = ""
-    """Shell command for every worker after the installation, in the checkout there, such as one that copies the data; join several with &&.
+    """Shell command that every worker runs in its checkout after the installation, for example to copy data. Join several commands with &&.
     If it fails, the launch ends."""
     attempts: int = 100
-    """Limit on the number of training attempts and of resource requests."""
+    """Maximum number of training attempts, and of resource requests."""
     poll: int = 30
-    """Seconds between two queries of the resource's state."""
+    """Time between two queries of the resource's state, in seconds."""
     cleanup: Literal["success", "always", "never"] = "success"
-    """When to delete the resource at the end. A resource that is kept costs money."""
+    """When to delete the queued resource at the end. A resource that is kept costs money."""
 
 
 def script(job: Job, options: Gcloud) -> str:

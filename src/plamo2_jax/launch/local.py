@@ -1,4 +1,4 @@
-"""Run several processes on this machine, to try out multi-process training. They have their own CPU devices, or share the GPUs."""
+"""Run several processes on this machine, to try out multi-process training. Each has its own CPU devices, or they share the GPUs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from plamo2_jax.validation import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Train with several processes on this machine; each line of output starts with the number of its process."""
+    """Train with several processes on this machine; each line of output starts with the index of its process."""
 
     processes: int = 2
     """Number of processes."""
     devices: int | None = None
-    """CPU devices of each process; left out, all devices that JAX finds, which the processes then share."""
+    """Number of CPU devices of each process. Default: all devices that JAX finds, shared by the processes."""
     port: int = 0
     """Port of the coordinator on 127.0.0.1; 0 takes a free port."""
     grace: int = 60
-    """Seconds between SIGTERM and SIGKILL for the other processes after one has failed."""
+    """Time between SIGTERM and SIGKILL for the other processes after one has failed, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shlex
-import subprocess
 from typing import Annotated
 
 import tyro
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.launch.checks import require_tool
+from plamo2_jax.launch import sbatch
 from plamo2_jax.launch.job import AUTO, TERMINATED, Job, wrapped
 from plamo2_jax.launch.setup import setup_lines
 from plamo2_jax.validation import require_at_least
@@ -19,8 +16,6 @@ from plamo2_jax.validation import require_at_least
 CPUS_PER_GPU = 8
 """Default number of CPU cores per GPU of a process. GPU nodes have at least this many per GPU. The default of many clusters is one core per
 task, on which reading data is too slow for the GPUs."""
-_LONGEST_NAME = 200
-"""Largest length of the job name, which is part of a file name of at most 255 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +27,23 @@ class Slurm:
     gpus_per_node: int = 0
     """GPUs of each node; 0 for a job on CPUs."""
     processes_per_node: int | None = None
-    """Processes per node; left out, one per GPU, or one on CPUs. They share the GPUs of the node in equal parts."""
+    """Number of processes per node. Default: one per GPU, or one without GPUs. The processes share the GPUs of the node in equal parts."""
     cpus_per_process: int | None = None
-    """CPU cores of each process; left out, 8 for each GPU of the process, or 8 on CPUs. 0 asks for the cluster's default."""
+    """Number of CPU cores of each process. Default: 8 for each GPU of the process, or 8 without GPUs. 0: the cluster's default."""
     time: str = "24:00:00"
-    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of the job, after which it is queued again, as minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 120
-    """Seconds before the time limit at which the run gets SIGTERM, saves a checkpoint and stops."""
+    """Time before the time limit at which the run gets SIGTERM, saves a checkpoint and stops, in seconds."""
     partition: str | None = None
-    """Partition; left out, the cluster's default."""
+    """Partition. Default: the cluster's default."""
     account: str | None = None
-    """Account to charge; left out, the user's default."""
+    """Account to charge. Default: the user's default."""
     setup: str = ""
     """Shell command before the run, such as "module load cuda"; join several with &&. If it fails, the job ends."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
-    """Name of the job; left out, the run's name."""
+    """Name of the job. Default: the run's name."""
     program: str = ".venv/bin/plamo2"
     """The plamo2 command on the nodes: a path relative to the folder in which sbatch is called."""
 
@@ -56,21 +51,11 @@ class Slurm:
         """Check that values are in range; raise PlamoError otherwise."""
         require_at_least(1, nodes=self.nodes, grace=self.grace, processes_per_node=self.processes_per_node)
         require_at_least(0, gpus_per_node=self.gpus_per_node, cpus_per_process=self.cpus_per_process)
-        shared = self.gpus_per_node == 0 or self.gpus_per_node % self.processes == 0
-        self._require("processes_per_node", shared, f"a divisor of --gpus-per-node {self.gpus_per_node}")
-        timed = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time) is not None
-        self._require("time", timed, "such as 24:00:00 or 2-00:00:00")
-        for field in ("partition", "account"):
-            value = getattr(self, field)
-            self._require(field, value is None or re.fullmatch(r"[\w.,-]+", value) is not None, "a name without spaces")
-        for flag in self.sbatch_flag:
-            if not flag.startswith("-") or "\n" in flag:
-                raise PlamoError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
-
-    def _require(self, field: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            option = field.replace("_", "-")
-            raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be {allowed}")
+        if self.gpus_per_node and self.gpus_per_node % self.processes:
+            raise PlamoError(
+                f"--processes-per-node {self.processes} is not allowed: it must be a divisor of --gpus-per-node {self.gpus_per_node}"
+            )
+        sbatch.check(self)
 
     @property
     def processes(self) -> int:
@@ -92,48 +77,20 @@ def script(job: Job, options: Slurm) -> str:
         PlamoError: An option is not allowed, or the run's name has no allowed character.
     """
     options.check()
-    name = job_name(options.job_name, job.name)
-    directives = [
-        f"--job-name={name}",
+    own = [
         f"--nodes={options.nodes}",
         f"--ntasks-per-node={options.processes}",
         *([f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
         *([f"--cpus-per-task={options.cpus}"] if options.cpus else []),
-        f"--time={options.time}",
-        *([f"--partition={options.partition}"] if options.partition else []),
-        *([f"--account={options.account}"] if options.account else []),
-        f"--output={name}-%j.log",
-        "--open-mode=append",  # A requeued job appends to its log.
-        f"--signal=TERM@{options.grace}",
-        "--requeue",
-        *map(shlex.quote, options.sbatch_flag),
     ]
     return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {each}" for each in directives),
+        directives=sbatch.directives(options, job.name, own, log="%j"),
         setup=f"{setup}\n" if (setup := setup_lines(options.setup)) else "",
         devices=_devices(options),
         cpus=f"--cpus-per-task={options.cpus} " if options.cpus else "",
         command=wrapped(job.command((options.program,), *AUTO)),
         terminated=TERMINATED,
     )
-
-
-def job_name(given: str | None, run: str) -> str:
-    """Return the job name: the given name, or the run's name with hyphens instead of characters that are not allowed here.
-
-    SLURM allows almost any name. But the name is also part of an #SBATCH line, where a space or quote ends a word, and of the name of the
-    log file, where "%" starts a replacement and "/" a folder.
-
-    Raises:
-        PlamoError: The given name is not allowed, or the run's name has no allowed character.
-    """
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
-    if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
-        raise PlamoError(
-            f"--job-name {name[:60]!r} is not allowed: it must be letters, digits, '_', '.' and '-' (not first), "
-            f"{_LONGEST_NAME} characters at most"
-        )
-    return name
 
 
 def _devices(options: Slurm) -> str:
@@ -171,6 +128,4 @@ def launch(job: Job, options: Slurm) -> int:
     Raises:
         PlamoError: sbatch is missing, or a value is not allowed.
     """
-    text = script(job, options)
-    require_tool("sbatch")
-    return subprocess.run(["sbatch"], input=text, text=True).returncode
+    return sbatch.submit(script(job, options))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
 from pathlib import PurePosixPath
 from typing import Any
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.launch.checks import require, require_tool, resource_name
+from plamo2_jax.launch import kubernetes
+from plamo2_jax.launch.checks import require, resource_name
 from plamo2_jax.launch.synth_job import INCOMPLETE, REFUSED, SynthJob
 from plamo2_jax.validation import require_at_least
 
@@ -26,21 +26,21 @@ class SynthGke:
     """Make synthetic data with an indexed Job in a GKE cluster. Needs kubectl, a container image with the project, and a shared volume."""
 
     image: str | None = None
-    """Container image with a tag or digest, with the project installed; see docs/launch.md."""
+    """Container image with a tag or digest, with the project installed (docs/launch.md)."""
     volume_claim: str | None = None
     """PersistentVolumeClaim with the access mode ReadWriteMany, for the run folder: Filestore, NFS or Lustre, not a bucket."""
     mount_path: str = "/shared"
-    """Folder at which the pods mount the volume. The config's `output` must be in it."""
+    """Folder where the pods mount the volume. The `output` of the config must be in it."""
     workers: int = 4
     """Number of workers. Worker 0 also runs the stages after generation."""
     cpus_per_worker: int = 2
     """CPU cores that each pod requests."""
     memory_per_worker: str = "8Gi"
-    """Memory that each pod requests and is limited to."""
+    """Memory request and limit of each pod."""
     restarts: int = 20
     """Limit on restarts of each worker. A preempted pod does not count."""
     grace: int = 180
-    """Seconds between SIGTERM and SIGKILL, in which a worker finishes its requests: give more than generator.timeout."""
+    """Time between SIGTERM and SIGKILL in which a worker finishes its requests, in seconds. It must be larger than generator.timeout."""
     spot: bool = False
     """Run on spot nodes."""
     api_key_secret: str | None = None
@@ -50,35 +50,29 @@ class SynthGke:
     service_account: str | None = None
     """Kubernetes service account of the pods."""
     job_name: str | None = None
-    """Name of the Job; left out, the name of the run folder."""
+    """Name of the Job. Default: the name of the run folder."""
 
     def check(self, job: SynthJob) -> None:
         """Check that values are given and allowed; raise PlamoError otherwise."""
         require(
             {
-                "container image": (self.image, "--image (docs/launch.md says how to build one)"),
+                "container image": (self.image, "--image (docs/launch.md explains how to build one)"),
                 "volume claim": (
                     self.volume_claim,
-                    "--volume-claim (docs/synthetic_cluster.md says which volumes work)",
+                    "--volume-claim (docs/synthetic_cluster.md lists the volumes that work)",
                 ),
                 **({"API key": (self.api_key_secret, "--api-key-secret")} if job.api_keys else {}),
             }
         )
         require_at_least(1, workers=self.workers, cpus_per_worker=self.cpus_per_worker, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
-        if not re.fullmatch(r"[\w.:/@-]+", self.image or "", re.ASCII) or not re.search(
-            r"[:@][^/]+$", self.image or ""
-        ):
-            raise PlamoError(f"--image {self.image!r} is not allowed: it must be like REGISTRY/PATH/NAME:TAG")
-        for field in ("volume_claim", "namespace", "service_account", "api_key_secret"):
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", value):
-                option = field.replace("_", "-")
-                raise PlamoError(
-                    f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
-                )
+        kubernetes.require_image(self.image)
+        names = ("volume_claim", "namespace", "service_account", "api_key_secret")
+        kubernetes.require_names({name: getattr(self, name) for name in names})
         if not re.fullmatch(r"[1-9]\d*(Mi|Gi)", self.memory_per_worker):
-            raise PlamoError(f"--memory-per-worker {self.memory_per_worker!r} is not allowed: it must be such as 8Gi")
+            raise PlamoError(
+                f"--memory-per-worker {self.memory_per_worker!r} is not allowed: it must be an amount such as 8Gi"
+            )
         output = PurePosixPath(job.output)
         if ".." in output.parts or not output.is_relative_to(self.mount_path):
             raise PlamoError(
@@ -171,10 +165,4 @@ def launch(job: SynthJob, options: SynthGke) -> int:
     Raises:
         PlamoError: A program, a cluster or a value is missing.
     """
-    body = script(job, options)
-    require_tool("kubectl")
-    if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
-        raise PlamoError(
-            "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
-        )
-    return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode
+    return kubernetes.apply(script(job, options))

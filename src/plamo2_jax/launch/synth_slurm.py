@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
-import subprocess
 from typing import Annotated
 
 import tyro
 
-from plamo2_jax.errors import PlamoError
-from plamo2_jax.launch.checks import require_tool
+from plamo2_jax.launch import sbatch
 from plamo2_jax.launch.setup import setup_lines
-from plamo2_jax.launch.slurm import job_name
 from plamo2_jax.launch.synth_job import FAILING, TERMINATED, SynthJob
 from plamo2_jax.validation import require_at_least
 
@@ -25,27 +21,28 @@ class SynthSlurm:
     workers: int = 4
     """Number of workers. Worker 0 also runs the stages after generation."""
     at_once: int | None = None
-    """Largest number of workers at the same time; left out, no limit."""
+    """Maximum number of workers that run at the same time. Default: no limit."""
     cpus_per_worker: int = 4
     """CPU cores of each worker."""
     gpus_per_worker: int = 0
-    """GPUs of each worker, for a generator without url; 0 if a server generates."""
+    """Number of GPUs of each worker, for a generator that runs in the worker; 0 if a server generates."""
     time: str = "24:00:00"
-    """Time limit, after which a worker is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of a worker, after which it is queued again, as minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 180
-    """Seconds before the time limit at which a worker gets SIGTERM. It finishes its requests: give more than generator.timeout."""
+    """Time before the time limit at which a worker gets SIGTERM and finishes its requests, in seconds. It must be larger than
+    generator.timeout."""
     restarts: int = 20
-    """Largest number of times that a worker is queued again."""
+    """Maximum number of times that a worker is queued again."""
     partition: str | None = None
-    """Partition; left out, the cluster's default."""
+    """Partition. Default: the cluster's default."""
     account: str | None = None
-    """Account to charge; left out, the user's default."""
+    """Account to charge. Default: the user's default."""
     setup: str = ""
     """Shell command before the worker; join several with &&. If it fails, the worker ends."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
-    """Name of the job; left out, the name of the run folder."""
+    """Name of the job. Default: the name of the run folder."""
     program: str = ".venv/bin/plamo2"
     """The plamo2 command on the nodes: a path relative to the folder in which sbatch is called."""
 
@@ -55,15 +52,7 @@ class SynthSlurm:
             1, workers=self.workers, at_once=self.at_once, cpus_per_worker=self.cpus_per_worker, grace=self.grace
         )
         require_at_least(0, gpus_per_worker=self.gpus_per_worker, restarts=self.restarts)
-        if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise PlamoError(f"--time {self.time} is not allowed: it must be such as 24:00:00 or 2-00:00:00")
-        for field in ("partition", "account"):
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[\w.,-]+", value):
-                raise PlamoError(f"--{field} {value!r} is not allowed: it must be a name without spaces")
-        for flag in self.sbatch_flag:
-            if not flag.startswith("-") or "\n" in flag:
-                raise PlamoError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
+        sbatch.check(self)
 
 
 def script(job: SynthJob, options: SynthSlurm) -> str:
@@ -73,25 +62,15 @@ def script(job: SynthJob, options: SynthSlurm) -> str:
         PlamoError: An option is not allowed.
     """
     options.check()
-    name = job_name(options.job_name, job.name)
-    directives = [
-        f"--job-name={name}",
+    own = [
         f"--array=0-{options.workers - 1}{f'%{options.at_once}' if options.at_once else ''}",
         "--ntasks=1",
         f"--cpus-per-task={options.cpus_per_worker}",
         *([f"--gpus={options.gpus_per_worker}"] if options.gpus_per_worker else []),
-        f"--time={options.time}",
-        *([f"--partition={options.partition}"] if options.partition else []),
-        *([f"--account={options.account}"] if options.account else []),
-        f"--output={name}-%A-%a.log",
-        "--open-mode=append",  # A requeued worker appends to its log.
-        f"--signal=TERM@{options.grace}",
-        "--requeue",
-        *map(shlex.quote, options.sbatch_flag),
     ]
     command = job.command(options.program, "INDEX")
     return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {each}" for each in directives),
+        directives=sbatch.directives(options, job.name, own, log="%A-%a"),
         setup=f"{setup}\n" if (setup := setup_lines(options.setup)) else "",
         cpus=options.cpus_per_worker,
         command=f'{shlex.join(command[:-1])} "$SLURM_ARRAY_TASK_ID"',
@@ -125,6 +104,4 @@ def launch(job: SynthJob, options: SynthSlurm) -> int:
     Raises:
         PlamoError: sbatch is missing, or a value is not allowed.
     """
-    text = script(job, options)
-    require_tool("sbatch")
-    return subprocess.run(["sbatch"], input=text, text=True).returncode
+    return sbatch.submit(script(job, options))

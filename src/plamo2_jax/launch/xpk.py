@@ -8,12 +8,11 @@ access to data and buckets (workload identity), so a manifest contains no creden
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import subprocess
 from typing import Any, Literal
 
-from plamo2_jax.errors import PlamoError
+from plamo2_jax.launch import kubernetes
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
 from plamo2_jax.launch.slices import Slice, parse_slice
@@ -30,9 +29,9 @@ class Xpk:
     """Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk."""
 
     accelerator: str
-    """The slice: v5litepod-16, v5p-128, v6e-256, tpu7x-128, ...; or its generation and shape, v5p:4x4x4."""
+    """TPU slice: an accelerator type such as v5litepod-16, v5p-128, v6e-256 or tpu7x-128, or generation and shape such as v5p:4x4x4."""
     image: str | None = None
-    """Container image with a tag or digest, with the project installed and the config file in its working directory; see docs/launch.md."""
+    """Container image with a tag or digest, with the project installed and the config file in its working directory (docs/launch.md)."""
     by: Literal["jobset", "xpk"] = "jobset"
     """jobset: apply a JobSet manifest with kubectl. xpk: run `xpk workload create`."""
     slices: int = 1
@@ -40,7 +39,7 @@ class Xpk:
     spot: bool = False
     """Run on spot nodes."""
     job_name: str | None = None
-    """Name of the JobSet or workload; left out, the run's name."""
+    """Name of the JobSet or workload. Default: the run's name."""
     namespace: str = "default"
     """Namespace of the JobSet."""
     queue: str | None = None
@@ -50,33 +49,21 @@ class Xpk:
     restarts: int = 100
     """Limit on restarts of all pods after a preemption or a failure. A wrong configuration ends the job at once."""
     grace: int = 120
-    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (Less before a spot node is preempted.)"""
+    """Time between SIGTERM and SIGKILL in which a pod saves its checkpoint, in seconds. Preempted spot nodes may get less time."""
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
-    """With --by xpk: the project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    """With --by xpk: the project. Default: CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
     zone: str | None = None
-    """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+    """With --by xpk: the cluster's zone. Default: CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
     def check(self) -> None:
         """Check that an image is given and that values are allowed; raise PlamoError otherwise."""
-        require({"container image": (self.image, "--image (docs/launch.md says how to build one)")})
+        require({"container image": (self.image, "--image (docs/launch.md explains how to build one)")})
         require_at_least(1, slices=self.slices, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
-        for field in ("namespace", "queue", "service_account"):
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
-                option = field.replace("_", "-")
-                raise PlamoError(
-                    f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
-                )
-        if not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
-            raise PlamoError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
-        if "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
-            raise PlamoError(
-                f"--image {self.image} has no tag, so a restart might run another image than the first start. Add a tag such as "
-                f"{self.image}:1, or a digest"
-            )
+        kubernetes.require_names({name: getattr(self, name) for name in ("namespace", "queue", "service_account")})
+        kubernetes.require_image(self.image)
 
 
 def script(job: Job, options: Xpk) -> str:
@@ -209,10 +196,4 @@ def launch(job: Job, options: Xpk) -> int:
             require_tool(tool)
         require_account()
         return subprocess.run(command).returncode
-    body = script(job, options)
-    require_tool("kubectl")
-    if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
-        raise PlamoError(
-            "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
-        )
-    return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode
+    return kubernetes.apply(script(job, options))

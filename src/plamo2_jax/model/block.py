@@ -15,6 +15,7 @@ from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.cache import AttentionCache, Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
 from plamo2_jax.model.mamba import Mamba
+from plamo2_kernels.attention import CHECKPOINT_NAME
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
@@ -23,14 +24,15 @@ Remat = Literal["none", "dots", "dots_except_up", "dots_except_gate_up", "output
 """Activations of a period that the forward pass saves for the backward pass, which recomputes the others, from the most saved to the
 fewest. docs/sharding.md has the memory and the recomputation of each.
 
-none: saves all. dots: saves the input of the period and the results of products with weights. dots_except_up, dots_except_gate_up: as
-dots, without the widest products of the MLP. outputs: saves the input and the results of mixers and MLPs. block: saves the input.
-offload: saves the input in host memory.
+none: saves all. dots: saves the input of the period, the results of products with weights, and the outputs of attention. dots_except_up,
+dots_except_gate_up: as dots, without the widest products of the MLP. outputs: saves the input, the results of mixers and MLPs, and the
+outputs of attention. block: saves the input. offload: saves the input in host memory.
 """
 
 _INPUT = "period_input"
-# Projections by their names (`linear.project`): results of a branch, then the other products of the mixers.
-_OUTPUTS = ("out_proj", "o_proj", "down")
+# Projections by their names (`linear.project`): results of a branch, with the output of attention, which takes long to compute, then the
+# other products of the mixers.
+_OUTPUTS = ("out_proj", "o_proj", "down", CHECKPOINT_NAME)
 _MIXER = ("in_proj", "b_proj", "c_proj", "dt_down", "q_proj", "k_proj", "v_proj")
 
 
@@ -39,7 +41,9 @@ def recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
     policies = jax.checkpoint_policies
     policy = {
         # Products with batch axes, such as attention scores and those of the scan, are recomputed.
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(CHECKPOINT_NAME)
+        ),
         "dots_except_up": policies.save_only_these_names(*_OUTPUTS, *_MIXER, "gate"),
         "dots_except_gate_up": policies.save_only_these_names(*_OUTPUTS, *_MIXER),
         "outputs": policies.save_only_these_names(*_OUTPUTS),

@@ -27,7 +27,7 @@ from plamo2_kernels.attention import (
 from plamo2_kernels.segments import carried_segments, first_segment
 
 KeyDtype = Literal["int8"] | None
-"""dtypes of cached keys and values; None: that of the activations."""
+"""dtypes of cached keys and values; None: the dtype of the activations."""
 
 
 class Context(struct.PyTreeNode):

@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
 def predict(logits: jax.Array, targets: jax.Array) -> Prediction:
     """Compute in float32 what logits [b, t, v] predict about targets [b, t].
 
-    The gradient is written by hand: XLA on CPU would store several arrays of the size of the logits for the one of autodiff.
+    The gradient is written by hand: XLA on CPU would store several arrays of the size of the logits for the gradient of autodiff.
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)

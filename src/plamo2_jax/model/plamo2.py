@@ -142,7 +142,7 @@ class Plamo2(nn.Module):
     ) -> tuple[Float[Array, "b t d"], Cache | None]:
         """Compute the input of `logits`: the normalized residual stream, in the activation dtype.
 
-        The arguments are those of `__call__`. `embedding_noise` is added to the embedded tokens.
+        The arguments are the same as for `__call__`. `embedding_noise` is added to the embedded tokens.
         """
         context = make_context(tokens, segment_ids, positions, cache)
         x, caches = self._layers(tokens, context, cache, embedding_noise)
@@ -201,7 +201,7 @@ class Plamo2(nn.Module):
         return self._place(logits, axes.ROWS, (axes.SEQUENCE,), (axes.TENSOR,))
 
     def decoding_logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Compute logits of few tokens. The results are those of `logits` up to rounding."""
+        """Compute logits of few tokens. The results are the same as from `logits`, up to rounding."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         b, t, d = x.shape
         native = multiplies_few_rows(_LOGITS, x, weight, self.product_implementation)

@@ -22,7 +22,7 @@ class ChatModelConfig:
     """
 
     model: str = ""
-    """Run folder, folder of the public layout, folder of adapters, RUN@STEP or RUN@ema. With `url`: the model's name on the server."""
+    """Run folder, folder in Hugging Face format, folder of adapters, RUN@STEP or RUN@ema. With `url`: the model's name on the server."""
     url: str | None = None
     """Address of a server, such as http://localhost:8000/v1; none: use the local engine."""
     api_key_env: str | None = None

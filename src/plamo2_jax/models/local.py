@@ -56,13 +56,13 @@ def open_generator(
     """Open a model for generation.
 
     Args:
-        model: run folder, RUN@STEP, RUN@ema, folder of the public layout or folder of adapters.
+        model: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format or folder of adapters.
         step: checkpoint of a run folder; None: the step in `model`, or else the newest.
         dtype: dtype of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
         tokenizer: tokenizer.jsonl, or its folder, to use instead of the model's own tokenizer.
         max_slots: maximum number of texts generated together.
         mesh: mesh over which the model is sharded; None: use the first device.
-        key_dtype: dtype of cached keys and values; None: that of the activations.
+        key_dtype: dtype of cached keys and values; None: the dtype of the activations.
 
     Returns:
         The generator, and the contents of the folder with the generator's parameters.

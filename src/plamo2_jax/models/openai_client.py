@@ -334,7 +334,10 @@ class OpenAIClient:
             pause = retry_after(error.headers.get("Retry-After", ""), error.headers.get("Date", ""))
             return _Temporary(status, pause, "refused" if error.code in _OVERLOADED_STATUSES else "failed")
         if error.code in _FATAL_STATUSES or error.code < 400:
-            return EndpointError(f"{address} refuses requests for the model {self._config.model!r}: {status}")
+            return EndpointError(
+                f"{address} refuses requests for the model {self._config.model!r}: {status}. Check the address, "
+                "the name of the model and the API key"
+            )
         detail, late = b"", ""
         try:
             while len(detail) < 4 * SHOWN and (part := error.fp.read1(4 * SHOWN)):

@@ -17,7 +17,7 @@ def open(
     """Open a chat model. Use the result as a context manager, or call `close` at the end.
 
     Args:
-        name: run folder, RUN@STEP, RUN@ema, folder of the public layout, folder of adapters, address of an OpenAI-compatible server
+        name: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format, folder of adapters, address of an OpenAI-compatible server
             (http://HOST/v1 or https://HOST/v1), or a `ChatModelConfig`.
         gate: delays, forbids and counts the HTTP requests to a server. The local engine does not use it.
         fields: other fields of `ChatModelConfig`. With an address, `model` is the name of the model on the server.

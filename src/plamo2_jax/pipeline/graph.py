@@ -124,13 +124,16 @@ class Graph:
     def _own(self, path: Path, name: str) -> None:
         if not path.is_relative_to(self.home):
             raise PlamoError(
-                f"stage {name} makes {shown(path)}, which is outside of the pipeline's home {shown(self.home)}"
+                f"stage {name} writes {shown(path)}, which is outside of the pipeline's home "
+                f"{shown(self.home)}: all outputs must be in home"
             )
         if path.is_relative_to(self.home / FOLDER):
-            raise PlamoError(f"stage {name} makes {shown(path)}, which is where the pipeline keeps its records")
+            raise PlamoError(
+                f"stage {name} writes {shown(path)}, where the pipeline stores its records: choose another path"
+            )
         other = self._owners.setdefault(path, name)
         if other != name:
-            raise PlamoError(f"stages {other} and {name} both make {shown(path)}: an output must have one stage")
+            raise PlamoError(f"stages {other} and {name} both write {shown(path)}: only one stage may write an output")
 
     def _inputs(self, stage: Stage, description: Description) -> tuple[Path, ...]:
         found: dict[Path, None] = {}
@@ -140,7 +143,10 @@ class Graph:
             if is_remote(text) or text.startswith(("bundled:", "tfds:")):
                 continue
             if not self.makers(path) and not os.path.exists(path) and not glob.glob(str(path), recursive=True):
-                raise PlamoError(f"stage {stage.name} reads {text}, which does not exist and which no stage makes")
+                raise PlamoError(
+                    f"stage {stage.name} reads {text}, which does not exist and is not an output of any stage: "
+                    "correct the path"
+                )
             found[path] = None
         declared = {*found, *(path for path, owner in self._owners.items() if owner == stage.name)}
         for word in (*stage.argv[1:], *description.words):
@@ -150,10 +156,10 @@ class Graph:
                 continue
             if self._names_a_path(text, path) and declared.isdisjoint((path, *path.parents)):
                 known = self.makers(path) or os.path.exists(path)
-                missing = "" if known else ", does not exist, and is made by no stage"
+                missing = "" if known else ", does not exist, and is not an output of any stage"
                 raise PlamoError(
-                    f"stage {stage.name} names {text}, which is neither among its inputs nor among its outputs{missing}: correct the "
-                    "path, or list it in Stage.inputs or Stage.outputs"
+                    f"stage {stage.name} names {text}, which is not declared as an input or output{missing}: "
+                    "correct the path, or add it to Stage.inputs or Stage.outputs"
                 )
         return tuple(path for path in found if self.owner(path) != stage.name)
 
@@ -186,7 +192,7 @@ def _sorted(stages: Iterable[Stage], before: Callable[[str], list[str]]) -> list
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
             circle = (*trail[trail.index(name) :], name)
-            raise PlamoError(f"stages depend on each other in a circle: {' <- '.join(reversed(circle))}")
+            raise PlamoError(f"the stages have a cyclic dependency: {' <- '.join(reversed(circle))}")
         if name not in done:
             for each in before(name):
                 visit(each, (*trail, name))

@@ -86,7 +86,7 @@ class Planner:
         for path in outputs:
             files = scan(path, {}, skip)
             if not files:
-                raise PlamoError(f"stage {name} ended well but did not make {shown(path)}")
+                raise PlamoError(f"stage {name} succeeded but did not write {shown(path)}: correct Stage.outputs")
             root = path.relative_to(graph.home)
             found |= {(root / inner).as_posix(): figures for inner, figures in files.items()}
         return found
@@ -142,7 +142,7 @@ def _scan_given(path: Path, known: Files) -> Files:
 def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return the first difference between two keys in words; None if they are equal."""
     if before["version"] != now["version"]:
-        return f"made by plamo2-jax {before['version']}, now {now['version']}"
+        return f"written by plamo2-jax {before['version']}, now {now['version']}"
     if before["command"] != now["command"]:
         return "its command changed"
     if before["config"] != now["config"]:

@@ -81,7 +81,7 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
             ran.append(Ran(name, verdict.why, seconds))
             if status:
                 mark(name, "failed", seconds)
-                _say(f"{place}: ended with status {status} after {seconds:.1f} s; run the same command to resume")
+                _say(f"{place}: ended with status {status} after {seconds:.1f} s; run the same command again to resume")
                 return status, ran
             try:
                 outputs = planner.made(name)

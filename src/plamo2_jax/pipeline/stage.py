@@ -41,9 +41,11 @@ class Stage:
         except ValueError as error:
             raise PlamoError(f"stage {self.name}: the command {self.command!r} cannot be read: {error}") from error
         if not words or words[0] in ("plamo2", "pipeline") or words[0].startswith("-"):
-            raise PlamoError(f"stage {self.name}: the command must start with a verb of plamo2, such as merge")
+            raise PlamoError(
+                f"stage {self.name}: the command must start with the name of a plamo2 command, such as merge"
+            )
         if ">" in words[:-2] or words[-1] == ">":
-            raise PlamoError(f"stage {self.name}: > FILE is allowed once, at the end of the command")
+            raise PlamoError(f"stage {self.name}: > FILE is allowed only once, at the end of the command")
 
     @property
     def argv(self) -> list[str]:
@@ -74,7 +76,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if not names:
-            raise PlamoError("Pipeline.stages=() is not allowed: there must be at least one")
+            raise PlamoError("Pipeline.stages=() is not allowed: there must be at least one stage")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise PlamoError(
                 f"Pipeline.stages is not allowed: {twice[0]} is the name of {names.count(twice[0])} of them"

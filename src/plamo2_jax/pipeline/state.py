@@ -77,7 +77,7 @@ class State:
         except ValueError as error:
             problem = str(error)
         if problem is not None:
-            raise PlamoError(f"{path} is not the record of a stage ({problem}); remove it to run the stage again")
+            raise PlamoError(f"{path} is not the record of a stage ({problem}): remove it to run the stage again")
         return Record(**fields)
 
     def write(self, name: str, record: Record) -> None:

@@ -1,6 +1,7 @@
 """Candidates of a sweep: meshes, micro-batches, remat policies and loss chunks, without those that cannot fit, the most promising first.
 
-The formulas here use only the configuration. They decide what is compiled, and in which order; the compiler decides what fits.
+The formulas here use only the configuration. They select the candidates to compile and their order; the compiler decides whether a
+candidate fits.
 """
 
 from __future__ import annotations
@@ -112,11 +113,9 @@ def _meshes(config: RunConfig, devices: int) -> Iterator[MeshConfig]:
 
 
 def _strategies(config: RunConfig, mesh: MeshConfig) -> tuple[Strategy, ...]:
-    # With one part there is nothing to gather, and zero1 divides neither tokens nor heads.
-    gathers_once = mesh.fsdp > 1 and mesh.sequence == mesh.tensor == 1
-    if config.sharding == "zero1":
-        return ("zero1",) if gathers_once else ()
-    return (config.sharding, "zero1") if gathers_once else (config.sharding,)
+    # With one part there is nothing to gather, and zero1 and zero2 divide neither tokens nor heads.
+    once: tuple[Strategy, ...] = ("zero1", "zero2") if mesh.fsdp > 1 and mesh.sequence == mesh.tensor == 1 else ()
+    return once if config.sharding in ("zero1", "zero2") else (config.sharding, *once)
 
 
 def _chunks(config: RunConfig, mesh: MeshConfig) -> list[int | None]:
@@ -143,14 +142,15 @@ def memory_bounds(config: RunConfig) -> tuple[float, float]:
     chunk = tokens if config.loss_chunk is None else tokens * config.loss_chunk / length
     logits = chunk * model.vocab_size / mesh.tensor
     always = copies * model.parameter_count() / shards
-    if config.sharding == "zero1":
-        # Whole matrices and gradients of one micro-batch in 2 bytes, and sums of gradients in 4.
-        always += (2 + 2 + 4 - 4 / shards) * model.parameter_count()
+    if config.sharding in ("zero1", "zero2"):
+        # Whole matrices and gradients of one micro-batch in 2 bytes, and with zero1 sums of gradients in 4.
+        sums = 4 - 4 / shards if config.sharding == "zero1" else 0
+        always += (2 + 2 + sums) * model.parameter_count()
     # Without remat, the results of element-by-element operations are saved too. Logits exist in float32, with their gradient and a copy.
     # One layer needs about ten arrays as wide as the MLP, and the embedding is gathered in two types.
     table = 10 * model.vocab_size * model.hidden_size / mesh.tensor
     layer = 10 * tokens * width * model.intermediate_size / mesh.tensor
-    likely = always + saved * (2 if config.remat == "none" else 1.05) + 10 * logits + table + layer
+    likely = always + saved * (2 if config.remat == "none" else 1.05) + 6 * logits + table + layer
     return always + saved + 2 * logits, likely
 
 
@@ -164,6 +164,8 @@ def _saved_channels(config: RunConfig, kinds: tuple[LayerKind, ...]) -> float:
         head = model.hidden_size_per_head
         # Results of the mixer and of the MLP.
         total += 2 * model.hidden_size
+        if kind is not LayerKind.MAMBA:
+            total += model.num_attention_heads * head / tensor
         if config.remat == "outputs":
             continue
         if kind is LayerKind.MAMBA:
@@ -188,6 +190,8 @@ def rough_seconds(config: RunConfig, chip: Chip) -> float:
     passes = 2 * (2 if config.remat == "none" else 3) + 4
     if config.sharding == "zero1":
         passes /= config.accumulation
+    elif config.sharding == "zero2":
+        passes = 2 / config.accumulation + 2
     moved = config.accumulation * passes * model.parameter_count() / mesh.tensor * (shards - 1) / shards
     moved += 8 * model.parameter_count() / (shards * mesh.tensor) * (mesh.data - 1) / mesh.data
     # A layer sums its activations over `tensor` four times in a step, and each sum is a scatter and a gather.

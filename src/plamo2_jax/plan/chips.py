@@ -105,5 +105,7 @@ def chip_of(kind: str) -> Chip:
         PlamoError: there are no published figures for it.
     """
     if kind not in CHIPS:
-        raise PlamoError(f"no figures for the device kind {kind!r}; known kinds are {', '.join(CHIPS)}")
+        raise PlamoError(
+            f"there are no published figures for the device kind {kind!r}: it must be one of {', '.join(CHIPS)}"
+        )
     return CHIPS[kind]

@@ -48,8 +48,9 @@ def unverified(version: str) -> str | None:
     if ".".join(version.split(".")[:3]) in VERIFIED:
         return None
     return (
-        f"libtpu {version} is not verified, and its figures may be read wrongly: verified are {' and '.join(VERIFIED)}. "
-        "Install one of these with the matching version of jax (constraints.txt)"
+        f"libtpu {version} has not been verified with this version of plamo2-jax, so the predictions may be "
+        f"wrong. Verified versions: {' and '.join(VERIFIED)}. Install one of these with the matching version "
+        "of jax (constraints.txt)"
     )
 
 
@@ -74,7 +75,7 @@ def topology_devices(name: str, slices: int = 1) -> list:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
     except (JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise PlamoError(f"no TPU slice {name!r}; names look like {', '.join(TOPOLOGIES)} ({reason})") from error
+        raise PlamoError(f"{name!r} is not a TPU slice: names look like {', '.join(TOPOLOGIES)} ({reason})") from error
 
 
 def device_count(topology: str) -> int:
@@ -85,7 +86,7 @@ def device_count(topology: str) -> int:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
     if not match:
-        raise PlamoError(f"no TPU slice {topology!r}; names look like {', '.join(TOPOLOGIES)}")
+        raise PlamoError(f"{topology!r} is not a TPU slice: names look like {', '.join(TOPOLOGIES)}")
     return math.prod(map(int, match[2].split("x"))) * (2 if match[1] == "tpu7x" else 1)
 
 

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from plamo2_jax.plan.attention_blocks import computed_shares
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.collectives import inner_instructions, is_collective
 from plamo2_jax.plan.hbm_traffic import instruction_bytes
@@ -30,7 +31,7 @@ _PRODUCT_EFFICIENCY = 0.93
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Figures of one operation of a completely compiled program, and what they depend on."""
+    """Figures of one operation of a completely compiled program, and the properties that they depend on."""
 
     form: str
     """Digest of the operation with shapes, layouts and memories. Equal forms have equal costs."""
@@ -69,7 +70,7 @@ class Costs:
     def operation(
         self, module: Module, instruction: Instruction, computation: Computation, times: int, chip: Chip
     ) -> tuple[Operation, bool]:
-        """Return an operation of a program without machine code, and whether its cost is that of an equal operation.
+        """Return an operation of a program without machine code, and whether its cost was taken from an equal operation.
 
         Otherwise a matrix product has the cost of the product with the nearest sizes, scaled by FLOPs. Other operations are scaled by bytes
         from the nearest of their family, or are roofline estimates if the family is not known.
@@ -123,16 +124,18 @@ def _with_cost(operation: Operation, cost: Cost, scale: float) -> Operation:
 
 def compiled_operations(module: Module, schedules: Schedules, chip: Chip) -> Iterator[tuple[Operation, Cost]]:
     """Yield the operations of a completely compiled program, except collectives, each with its cost."""
+    computed = computed_shares(module)
     for instruction, computation, times in module.executed():
         if is_collective(module, instruction):
             continue
-        o = estimate_operation(module, instruction, computation, times, schedules, chip)
+        share = computed.get(instruction.name, 1.0)
+        o = estimate_operation(module, instruction, computation, times, schedules, chip, share)
         figures = {name: getattr(o, name) for name in ("estimated_cycles", "bundles", "mxu_cycles", "hbm_bytes")}
         yield o, dataclasses.replace(describe(module, instruction, computation), **figures)
 
 
 def describe(module: Module, instruction: Instruction, computation: Computation) -> Cost:
-    """Return a Cost with what the cost of an instruction depends on, and without figures."""
+    """Return a Cost with the properties that determine the cost of an instruction, and without figures."""
     shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
     lines = [_line(instruction, shapes)]
     products: list[tuple[float, tuple[int, ...]]] = []

@@ -35,7 +35,7 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
         return sum(map(hbm_bytes, shapes)) + hbm_bytes(instruction.shape)
     inner = _copies_in_place_as_renames(module, fused)
     parameters = {int(i.arguments): i for i in inner.values() if i.op == "parameter"}
-    read = sum(_read(inner, parameters[index], shape) for index, shape in enumerate(shapes))
+    read = sum(_read(module, inner, parameters[index], shape) for index, shape in enumerate(shapes))
     return read + _written(inner, instruction)
 
 
@@ -72,7 +72,7 @@ def _renamed(computation: Computation, name: str) -> str:
     return name
 
 
-def _read(computation: Computation, parameter: Instruction, shape: str) -> int:
+def _read(module: Module, computation: Computation, parameter: Instruction, shape: str) -> int:
     """Return the bytes that a fusion reads from an operand. `shape`, the operand's shape outside the fusion, names its memory."""
     whole = hbm_bytes(shape)
     if not whole:
@@ -82,6 +82,11 @@ def _read(computation: Computation, parameter: Instruction, shape: str) -> int:
         first = _renamed(computation, user.operands[0]) == parameter.name
         if user.op in _READS_OF_PARTS and first:
             read += hbm_bytes(_without_space(user.shape))
+        elif nested := module.fused(user):
+            # A fusion within the fusion, such as one that slices the saved activations of a layer.
+            places = [str(i) for i, name in enumerate(user.operands) if _renamed(computation, name) == parameter.name]
+            inner = [i for i in nested.values() if i.op == "parameter" and i.arguments in places]
+            read += sum(_read(module, nested, each, shape) for each in inner)
         elif user.op not in _UPDATES or not first:
             return whole
     return min(read, whole)

@@ -87,7 +87,7 @@ class Module:
     def executed(self) -> Iterator[tuple[Instruction, Computation, int]]:
         """Yield each instruction that runs, its computation, and its number of executions.
 
-        A fusion is one instruction. Of the branches of a conditional, only the branch with the most instructions counts.
+        A fusion is one instruction. For a conditional, only the branch with the most instructions counts.
         """
         yield from self._walk(self.entry, 1)
 

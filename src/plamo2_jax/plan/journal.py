@@ -57,7 +57,8 @@ class Journal:
         elif found != header:
             differing = sorted(key for key in header if found.get(key) != header[key])
             raise PlamoError(
-                f"--journal {folder} has a sweep with another {' and '.join(differing)}: give another folder, or delete it"
+                f"--journal {folder} has a sweep with a different {' and '.join(differing)}: choose another "
+                "folder, or delete it"
             )
 
     def draft(self, options: str) -> Draft | None:
@@ -102,4 +103,6 @@ def _load(path: Path) -> Any:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return decode(json.load(file))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise PlamoError(f"{path} is damaged ({error}): delete it, and the sweep compiles its point again") from error
+        raise PlamoError(
+            f"{path} is damaged ({error}): delete it, and the sweep compiles this candidate again"
+        ) from error

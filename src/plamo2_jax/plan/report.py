@@ -10,7 +10,7 @@ from plamo2_jax.plan.compiler import unverified
 from plamo2_jax.plan.roofline import PHASES
 from plamo2_jax.plan.step import StepPlan
 
-NOTE = "predicted from the compiler's figures and published bandwidths, not measured"
+NOTE = "predicted from compiler estimates and published bandwidths, not measured"
 
 
 def gib(size: float) -> str:
@@ -77,7 +77,7 @@ def lines(plan: StepPlan) -> Iterator[str]:
             yield f"  {plan.times[name]:9.4f} s  {text}"
     yield f"  {plan.flops / plan.devices:.3e} model FLOPs per chip; MFU at most {plan.mfu:.1%}, {plan.scheduled_mfu:.1%} as scheduled"
     if plan.unknown:
-        yield f"  not counted, because their loops depend on data: {', '.join(plan.unknown)}"
+        yield f"  not included, because their loops depend on data: {', '.join(plan.unknown)}"
     if plan.sparsecore:
         yield f"  on the SparseCore, bytes counted, cycles not reported: {', '.join(plan.sparsecore)}"
     yield ""

@@ -69,19 +69,45 @@ class Operation:
 
 
 def estimate_operation(
-    module: Module, instruction: Instruction, computation: Computation, times: int, schedules: Schedules, chip: Chip
+    module: Module,
+    instruction: Instruction,
+    computation: Computation,
+    times: int,
+    schedules: Schedules,
+    chip: Chip,
+    computed: float = 1.0,
 ) -> Operation:
     """Return the figures of one instruction, executed `times` times: XLA's estimate, or the schedule of a kernel.
 
     The bytes of a kernel are the bytes of the transfers that its schedule starts. If the transfers or the loops depend on data, its bytes
     are the bytes of its operands and results, and its bundles are None.
+
+    Args:
+        computed: Share of a kernel's grid steps that do not skip the code behind branches that depend on data.
     """
-    runs: list[Execution] = []
-    if instruction.is_kernel:
-        with contextlib.suppress(PlamoError):
-            runs = schedules.runs(instruction.name, chip.cores)
-    moved = sum(run.hbm_bytes for run in runs) or instruction_bytes(module, computation, instruction)
-    return operation_of(module, instruction, times, longest_run(runs), moved, chip)
+
+    def counted(skip: bool) -> Operation:
+        runs: list[Execution] = []
+        if instruction.is_kernel:
+            with contextlib.suppress(PlamoError):
+                runs = schedules.runs(instruction.name, chip.cores, skip=skip)
+        moved = sum(run.hbm_bytes for run in runs) or instruction_bytes(module, computation, instruction)
+        return operation_of(module, instruction, times, longest_run(runs), moved, chip)
+
+    operation = counted(skip=False)
+    if computed == 1 or operation.bundles is None:
+        return operation
+    skipping = counted(skip=True)
+
+    def mean(one: float, other: float) -> float:
+        return computed * one + (1 - computed) * other
+
+    return dataclasses.replace(
+        operation,
+        bundles=round(mean(operation.bundles, skipping.bundles)),
+        mxu_cycles=mean(operation.mxu_cycles, skipping.mxu_cycles),
+        hbm_bytes=round(mean(operation.hbm_bytes, skipping.hbm_bytes)),
+    )
 
 
 def longest_run(runs: Sequence[Execution]) -> Execution | None:

@@ -1,1 +1,1 @@
-"""Project folders: the config files that come with the package, and what they contain."""
+"""Project folders: the config files that come with the package, and descriptions of their fields."""

@@ -35,7 +35,7 @@ class MemoryEstimate:
     """Arrays that are not trained, such as a teacher."""
     gradients: int
     activations: int
-    """Arrays of one micro-batch that the backward pass reads, with those of one period that it computes again, before the compiler fuses
+    """Activations of one micro-batch that the backward pass reads, and the recomputed activations of one period, before the compiler fuses
     operations."""
     logits: int
     """Logits and their gradient that exist besides `activations`."""
@@ -75,7 +75,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def check_run(config: RunConfig, program: TrainProgram) -> Iterator[tuple[str, str]]:
-    """Check a run as `train` does before its first step, and yield what was checked, as name and result. Nothing is written.
+    """Check a run as `train` does before its first step, and yield the name and the result of each check. Nothing is written.
 
     Args:
         program: Result of `one_device_program`.
@@ -86,7 +86,8 @@ def check_run(config: RunConfig, program: TrainProgram) -> Iterator[tuple[str, s
     if missing := missing_paths(config):
         several = "do not exist" if len(missing) > 1 else "does not exist"
         raise PlamoError(
-            f"{', '.join(missing)} {several}: every path of a config must exist. Correct the path, or make the tokenizer and the data first"
+            f"{', '.join(missing)} {several}: every path of a config must exist. Correct the path, or create "
+            "the tokenizer and the data first"
         )
     tokenizer = run_folder.load_tokenizer(config)
     tokenizer.padded_byte_lengths(config.model.vocab_size)
@@ -94,7 +95,7 @@ def check_run(config: RunConfig, program: TrainProgram) -> Iterator[tuple[str, s
     yield from _check_data(config, program, tokenizer)
     if config.init_from is not None:
         _check_shape(config)
-        yield "init_from", f"{address(config.init_from)}: a model of the same shape"
+        yield "init_from", f"{address(config.init_from)}: a model with the same shape"
 
 
 def _check_data(config: RunConfig, program: TrainProgram, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
@@ -110,7 +111,7 @@ def _check_data(config: RunConfig, program: TrainProgram, tokenizer: Tokenizer) 
     description = run_folder.describe(config, tokenizer, source, program.task.description)
     if run_folder.is_resumed(config):
         run_folder.check_resumable(config, description)
-        yield "folder", f"{address(config.folder)}: holds this run, which can be resumed"
+        yield "folder", f"{address(config.folder)}: this run, which can be resumed"
     elif config.fork is not None:
         fork = open_fork(config, program.state, description)
         yield "fork", f"{address(fork.folder)} at step {fork.step}"
@@ -124,7 +125,8 @@ def _check_shape(config: RunConfig) -> None:
     )
     if next(shapes) != next(shapes):
         raise PlamoError(
-            f"init_from={address(config.init_from)} holds a model of another shape than `model`: all sizes must be the same"
+            f"init_from={address(config.init_from)} has a model with a different shape than `model`: all sizes "
+            "must be the same"
         )
 
 

@@ -98,7 +98,7 @@ def load(path: Path) -> Any:
     found = values.get("config", values.get("pipeline"))
     if not dataclasses.is_dataclass(found) or isinstance(found, type):
         raise PlamoError(
-            f"{path} sets no configuration: it must set `config`, such as config = RunConfig(...), or `pipeline`"
+            f"{path} does not set a configuration: it must set `config`, such as config = RunConfig(...), or `pipeline`"
         )
     return found
 

@@ -38,7 +38,7 @@ TEMPLATES = {
         "runs/base",
     ),
     "demo": Template(
-        "the demo: every stage from a tokenizer to preference training",
+        "the demo: all stages from the tokenizer to DPO",
         (
             "demo.py",
             "demo_small.py",
@@ -60,7 +60,7 @@ TEMPLATES = {
         "runs/quickstart/model",
     ),
     "large": Template(
-        "models of 1B to 31B parameters on TPU slices",
+        "models with 1B to 31B parameters on TPU slices",
         (
             "pretrain_1b.py",
             "pretrain_8b.py",

@@ -19,7 +19,7 @@ from plamo2_jax.quantize.rounding import Kind
 from plamo2_jax.validation import require
 
 Method = Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant"]
-"""How values and scales are chosen.
+"""Method of quantization.
 
 rtn: round to nearest.
 gptq: correct later columns for the rounding errors of earlier ones (arXiv:2210.17323).
@@ -42,7 +42,7 @@ class MatrixFormat:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeConfig:
-    """What to quantize, and how.
+    """Settings of quantization.
 
     Raises:
         PlamoError: A field is out of range, or two fields contradict each other.
@@ -54,17 +54,18 @@ class QuantizeConfig:
     activations: Literal["none", "int8", "float8"] = "none"
     """dtype of the activations in products with quantized matrices. They are quantized per token."""
     group_size: Literal[32, 64, 128] | None = 64
-    """Inputs of an output that share a scale, in matrices of 4 bits; None: all. Other matrices have one scale an output."""
+    """Number of inputs that share a scale, in matrices with 4 bits; None: all inputs of an output. Other matrices have one scale per
+    output."""
     clip_search: bool = False
-    """Search scales that clip large values, to minimize the squared error, also with rtn and smoothquant. The others always do."""
+    """Also search clipping scales that minimize the squared error with rtn and smoothquant. The other methods always do."""
     damping: float = 0.01
-    """Part of the mean diagonal that GPTQ adds to the diagonal of the Hessian."""
+    """GPTQ: fraction of the mean diagonal of the Hessian that is added to its diagonal."""
     alpha: float = 0.5
-    """Part of the difficulty that SmoothQuant moves from activations to weights."""
+    """SmoothQuant: migration strength, from 0 to 1. Larger values move more of the outliers from activations to weights."""
     keep_float: tuple[str, ...] = ()
     """Regular expressions of paths of matrices that are not quantized."""
     bits_for: tuple[tuple[str, Bits], ...] = ()
-    """Regular expressions of paths, and the bits of their matrices. The last match decides, also over `keep_float`."""
+    """Regular expressions of paths, and the bits of their matrices. The last match wins, also over `keep_float`."""
 
     def __post_init__(self) -> None:
         require(self, "damping", 0 < self.damping <= 1, "above 0 and at most 1")
@@ -72,7 +73,7 @@ class QuantizeConfig:
         fits = self.activations == "none" or (self.activations == "float8") == (self.bits == "float8")
         require(self, "activations", fits, "int8 with 8 or 4 bits, float8 with float8")
         if self.method == "smoothquant" and self.activations == "none":
-            raise PlamoError("method=smoothquant is for quantized activations: set activations to int8 or float8")
+            raise PlamoError("method=smoothquant needs quantized activations: set activations to int8 or float8")
         for pattern in (*self.keep_float, *(pattern for pattern, _ in self.bits_for)):
             try:
                 re.compile(pattern)
@@ -113,7 +114,7 @@ def matrix_formats(config: ModelConfig, options: QuantizeConfig) -> dict[str, Ma
             formats[path] = matrix_format(path, declared, shape, bits, options)
     if patterns - matched:
         raise PlamoError(
-            f"{min(patterns - matched)!r} matches no matrix: paths are such as {', '.join(list(matrices(config))[:4])}"
+            f"{min(patterns - matched)!r} matches no matrix: paths look like {', '.join(list(matrices(config))[:4])}"
         )
     return formats
 
@@ -148,7 +149,8 @@ def matrix_format(
     inputs = math.prod(shape[i] for i in contraction_axes(declared))
     if inputs % options.group_size:
         raise PlamoError(
-            f"{path} has {inputs} inputs, which groups of {options.group_size} do not divide: use another group size, or 8 bits for it"
+            f"{path} has {inputs} inputs, which are not divisible by group_size={options.group_size}: use "
+            "another group size, or 8 bits for this matrix"
         )
     return MatrixFormat("int4", inputs // options.group_size, activations)
 

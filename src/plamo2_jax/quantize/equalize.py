@@ -1,4 +1,4 @@
-"""Scales of channels that move the difficulty of quantization between activations and weights: AWQ and SmoothQuant.
+"""Channel scales that move outliers between activations and weights: AWQ and SmoothQuant.
 
 The inputs of a matrix are divided by a scale per channel, and its columns are multiplied by it. Division is folded into the parameter that
 produces the channel, so the model computes the same.

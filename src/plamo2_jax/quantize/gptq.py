@@ -22,7 +22,7 @@ def gptq(
     act_order: bool = True,
     block: int = 128,
 ) -> Float[Array, "z c"]:
-    """Return values whose products with the inputs are close to those of the weight, as float32.
+    """Return values whose products with the inputs are close to the products of the weight, as float32.
 
     The scales are fixed before, so groups stay contiguous in any order of columns (`static_groups` of the public code).
 

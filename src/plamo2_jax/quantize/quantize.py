@@ -73,7 +73,7 @@ def quantize_leaves(
                 on_layer(layer)
         return reports
     if not batches:
-        raise PlamoError(f"method={options.method} needs calibration data: name it with --calibration")
+        raise PlamoError(f"method={options.method} needs calibration data: give --calibration")
     stream = LayerStream(config, batches)
     stream.start(leaves["embedding"])
     for layer in layers(config):

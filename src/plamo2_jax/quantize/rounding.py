@@ -41,7 +41,7 @@ def absmax_scales(weight: Float[Array, "z c"], groups: int, kind: Kind) -> Float
 def searched_scales(
     weight: Float[Array, "z c"], groups: int, kind: Kind, importance: Float[Array, " c"]
 ) -> Float[Array, "z groups"]:
-    """Return the scales with the smallest squared error, weighted by column. Smaller scales than those of `absmax_scales` clip.
+    """Return the scales with the smallest squared error, weighted by column. Scales smaller than the result of `absmax_scales` clip.
 
     Args:
         weight: Matrix to quantize.

@@ -75,7 +75,8 @@ def search_formats(
     least = total - sum(saved for _, saved in smaller.values())
     if least > budget:
         raise PlamoError(
-            f"--budget {budget:,} is too small: with 4 bits wherever they are allowed, the model has {least:,} bytes. Allow that much"
+            f"--budget {budget:,} is too small: with 4 bits in all allowed matrices, the model has {least:,} "
+            "bytes. Use at least this budget"
         )
     model = Plamo2(config, scan_layers=False)
 

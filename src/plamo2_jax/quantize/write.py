@@ -91,7 +91,7 @@ def quantize_model(
     """Quantize the matrices of a model, and write a run folder. An interrupted call continues after the last finished layer.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, or folder of the public layout.
+        model: run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format.
         output: folder to create: it must not exist or must be empty.
         config: what to quantize, and how; None: 8 bits, rounded to nearest.
         calibration: data for the methods that measure activations, for `budget` and for `finetune_norms`; None: bundled text.
@@ -104,7 +104,7 @@ def quantize_model(
     """
     config, calibration, output = config or QuantizeConfig(), calibration or CalibrationConfig(), Path(output)
     if budget is not None and config.bits != 8:
-        raise PlamoError("a budget starts from 8 bits and goes down to 4: leave out the bits")
+        raise PlamoError("bits are not allowed with a budget, which chooses between 8 and 4 bits: remove the bits")
     if finetune_norms < 0:
         raise PlamoError(f"finetune_norms={finetune_norms} is not allowed: it must be at least 0")
     require_empty(output)
@@ -162,7 +162,7 @@ def _read_batches(
     """Return the calibration batches, and so many more."""
     if loaded.tokenizer is None:
         raise PlamoError(
-            f"{model} has no tokenizer.jsonl: calibration data is tokenized with it. Copy it into the folder"
+            f"{model} has no tokenizer.jsonl: it is needed to tokenize calibration data. Copy it into the folder"
         )
     return read_calibration(
         calibration.sources,

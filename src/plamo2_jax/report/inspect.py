@@ -57,7 +57,7 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     """Describe a folder.
 
     Args:
-        folder: a run folder or RUN@STEP, a folder of the public layout, a PEFT folder or a folder of shards.
+        folder: a run folder or RUN@STEP, a folder in Hugging Face format, a PEFT folder or a folder of shards.
         step: checkpoint of a run folder; None: the step in `folder`, or else the newest.
         verify: read all files of the checkpoint and compare them with their checksums.
 
@@ -75,8 +75,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
         facts, tensors = _peft(folder)
     elif folder.is_dir() and not (folder / checkpoint.CONFIG).exists():
         raise PlamoError(
-            f"{folder} holds neither a model, nor adapters, nor shards: it must have config.json, {PEFT_CONFIG} or {SHARDS_MANIFEST}"
-            f"{_described_below(folder)}"
+            f"{folder} has no model, no adapters and no shards: it must have config.json, {PEFT_CONFIG} or "
+            f"{SHARDS_MANIFEST}{_described_below(folder)}"
         )
     elif is_run_folder(folder):
         quantized = checkpoint.is_quantized(folder)
@@ -84,7 +84,9 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     else:
         facts, tensors = _public(folder)
     if (step is not None or name.ema) and "steps" not in facts:
-        raise PlamoError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
+        raise PlamoError(
+            f"{folder} is not a run folder, so it has no steps: remove --step, or the @ and the text after it"
+        )
     if tensors:
         groups, dtypes = Counter(), Counter()
         for tensor in tensors:
@@ -144,7 +146,7 @@ def _quantized(folder: Path, verify: bool) -> tuple[dict[str, Any], list[Tensor]
 def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
     config = read_public_config(folder)
     groups = {tensor.name: _group(config, tensor.parts[0].path) for tensor in public_tensors(config)}
-    facts = {"kind": "folder of the public layout", **_network(config), **_texts(folder)}
+    facts = {"kind": "folder in Hugging Face format", **_network(config), **_texts(folder)}
     facts["checksums"] = "none: safetensors files have no checksums"
     return facts, _tensors(find_tensors(folder), lambda name: groups.get(name, "other"))
 
@@ -211,7 +213,7 @@ def _texts(folder: Path) -> dict[str, Any]:
 
 def _checksums(path: Path, verify: bool) -> str:
     if not (path / MANIFEST).is_file():
-        return "none: written by an older version"
+        return "none: the checkpoint was written by an older version"
     if not verify:
         return "present, not compared (--verify)"
     damage = find_damage(path)

@@ -29,7 +29,7 @@ class Layout:
 def place(before: Mapping[str, Sequence[str]], node_width: float, gap: float) -> Layout:
     """Place a graph.
 
-    An edge that other edges imply is left out: if b follows a, and c follows a and b, the edge from a to c is not drawn.
+    An edge that other edges imply is omitted: if b follows a, and c follows a and b, the edge from a to c is not drawn.
 
     Args:
         before: node → the nodes that it follows. Each node stands after the nodes that it follows.

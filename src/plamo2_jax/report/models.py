@@ -53,14 +53,14 @@ class SideBySide:
 
 @dataclasses.dataclass
 class Model:
-    """A model of a run folder, with what was measured about it."""
+    """A model of a run folder, with its results."""
 
     name: str
     folder: Path | None = None
     """None: a model that was evaluated and has no folder here."""
     config: ModelConfig | None = None
     run: Run | None = None
-    """Its run; None: a folder in the public layout."""
+    """Its run; None: a folder in Hugging Face format."""
     stage: str | None = None
     """The stage of the pipeline that made it."""
     results: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)

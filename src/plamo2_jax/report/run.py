@@ -34,7 +34,7 @@ class HeldOutRow:
     curves: Mapping[str, list[tuple[int, float]]]
     """Metric → (step, value) pairs, from the log."""
     figures: Mapping[str, float]
-    """Metric → its newest value. Values of evaluation.json replace those of the log."""
+    """Metric → its newest value. Values of evaluation.json replace values of the log."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def send(channel: socket.socket, value: Any) -> None:
     """
     content = json.dumps(value).encode()
     if len(content) > LARGEST:
-        raise ValueError(f"a value of {len(content):,} bytes is over the limit of {LARGEST:,}")
+        raise ValueError(f"a value has {len(content):,} bytes: at most {LARGEST:,} are allowed")
     try:
         channel.sendall(len(content).to_bytes(4, "big") + content)
     except OSError:

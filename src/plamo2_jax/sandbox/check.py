@@ -142,9 +142,9 @@ def _fault(kind: int, program: str, tests: str) -> str | None:
 
 def _not_isolated(problem: str) -> str:
     return (
-        f"this system cannot isolate untrusted programs ({problem[:100]}): this needs Linux namespaces. Run as root, or as a user "
-        "who can create user namespaces (in a container, allow unshare and mount), or set allow_unisolated_code to run programs with your "
-        "own rights"
+        f"this system cannot isolate untrusted programs ({problem[:100]}): isolation needs Linux namespaces. "
+        "Run as root, or as a user who can create user namespaces (in a container, allow unshare and mount), "
+        "or set allow_unisolated_code to run programs with your own rights"
     )
 
 

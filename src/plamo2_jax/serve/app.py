@@ -58,7 +58,7 @@ class Api:
     Args:
         engine: the engine thread.
         admission: counts and limits work.
-        metrics: what is measured.
+        metrics: the metrics.
         config: limits.
     """
 
@@ -165,12 +165,12 @@ class Api:
         """Return the chat page."""
         del request
         if not (PAGE / "index.html").is_file():
-            raise ApiError(404, "this installation has no chat page")
+            raise ApiError(404, "this installation has no chat page: install the package again")
         return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
 
     def _require_ready(self) -> None:
         if self.engine.state == "failed":
-            raise ApiError(500, "the engine failed: the server must be restarted")
+            raise ApiError(500, "the engine has failed: restart the server")
         if self.engine.state != "ready":
             raise ApiError(503, "the server is starting", headers={"Retry-After": "5"})
 
@@ -198,8 +198,8 @@ class Api:
         if call.tokens > self.config.max_tokens:
             raise invalid(
                 "max_tokens",
-                f"prompts x n x max_tokens is {call.tokens:,}: this server generates at most {self.config.max_tokens:,} tokens for one "
-                "request",
+                f"prompts x n x max_tokens is {call.tokens:,}: the limit of this server is "
+                f"{self.config.max_tokens:,} tokens per request",
             )
         work = Work(self.engine, call.model, self.config.request_timeout)
         close = self.admission.open(work, call.jobs)
@@ -299,7 +299,10 @@ def _with_headers(app: Any, headers: Mapping[str, str]) -> Any:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = {404: f"there is no {request.url.path[:100]}", 405: f"{request.method} is not allowed here"}
+    what = {
+        404: f"there is no endpoint {request.url.path[:100]}: GET /openapi.json lists all endpoints",
+        405: f"{request.method} is not allowed for {request.url.path[:100]}: GET /openapi.json lists the methods",
+    }
     headers = {} if error.headers is None else dict(error.headers)
     return error_response(ApiError(error.status_code, what.get(error.status_code, error.detail), headers=headers))
 
@@ -313,4 +316,4 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _defect(request: Request, error: Exception) -> Response:
     """Answer to a defect of this server; its traceback is logged by uvicorn."""
     del request, error
-    return error_response(ApiError(500, "the server failed on this request; its log says more"))
+    return error_response(ApiError(500, "internal error: the server log has the details"))

@@ -1,4 +1,4 @@
-"""Who may use the server: API keys, compared in constant time, and host names."""
+"""Access control: API keys, compared in constant time, and host names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_keys(path: Path | None) -> tuple[bytes, ...]:
             if key and not key.startswith(b"#"):
                 keys.append(_checked(key, f"--api-key-file {path}, line {number}"))
         if not keys:
-            raise PlamoError(f"--api-key-file {path} holds no key: it must have one on each line")
+            raise PlamoError(f"--api-key-file {path} has no API key: it must have one key per line")
     if value := os.environ.get(VARIABLE, "").strip():
         keys.append(_checked(value.encode(), f"the environment variable {VARIABLE}"))
     return tuple(keys)
@@ -45,7 +45,9 @@ def read_keys(path: Path | None) -> tuple[bytes, ...]:
 
 def _checked(key: bytes, where: str) -> bytes:
     if not re.fullmatch(rb"[!-~]+", key):
-        raise PlamoError(f"{where} is not an API key: it must be ASCII letters, digits and signs without spaces")
+        raise PlamoError(
+            f"{where} is not an API key: it must consist of ASCII letters, digits and punctuation, without spaces"
+        )
     return key
 
 
@@ -99,7 +101,9 @@ class RequireHost:
             host = re.sub(r":\d+$", "", given).lower()
             if not (is_address(host) or host in ("", "localhost", *self._names)):
                 error = ApiError(
-                    403, f"requests for the host {host[:100]!r} are refused: see the option --allowed-hosts"
+                    403,
+                    f"requests for the host {host[:100]!r} are refused: start the server with --allowed-hosts "
+                    "to allow the host name",
                 )
                 await error_response(error)(scope, receive, send)
                 return

@@ -44,21 +44,21 @@ def read_chat(fields: Fields, model: ServedModel) -> ChatFields:
 
     Args:
         fields: the request.
-        model: the model that is asked.
+        model: the model of the request.
 
     Raises:
         ApiError: a field has a wrong type or value.
     """
     for name in _REFUSED:
         if fields.get(name):
-            raise invalid(name, f"{name} is not supported: leave it out")
+            raise invalid(name, f"{name} is not supported: remove it")
     if fields.get("modalities") not in (None, ["text"]):
         raise fields.refuse("modalities", '["text"]')
     generation = read_generation_fields(fields, model.tokenizer.vocab_size)
     logprobs = fields.boolean("logprobs", False)
     top_logprobs = fields.integer("top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if top_logprobs and not logprobs:
-        raise fields.refuse("top_logprobs", "0 where logprobs is not true")
+        raise fields.refuse("top_logprobs", "0 unless logprobs is true")
     newer = fields.integer("max_completion_tokens", None, 1, 1 << 31)
     older = fields.integer("max_tokens", None, 1, 1 << 31)
     output = read_output_format(fields, model)

@@ -22,7 +22,7 @@ class Chat:
     """A request to `/v1/chat/completions`, with its prompt encoded.
 
     Args:
-        model: the model that is asked.
+        model: the model of the request.
         fields: the request.
         prompt: ids [t] i32 of the conversation, up to where the answer begins.
 

@@ -13,7 +13,7 @@ from plamo2_jax.serve.fields import Fields
 from plamo2_jax.serve.generation_fields import MAX_SAMPLES, GenerationFields, read_generation_fields
 
 MAX_PROMPTS = 1024
-"""Prompts of a request at most."""
+"""Maximum number of prompts of a request."""
 _DEFAULT_MAX_TOKENS = 16
 
 
@@ -29,7 +29,7 @@ class CompletionFields:
     """0 with echo: the prompts are scored and nothing is generated."""
     echo: bool
     logprobs: int | None
-    """Number of likeliest tokens at each place; None: no log-probabilities."""
+    """Number of most likely tokens to report at each position; None: no log-probabilities."""
     best_of: int
     """Samples that are generated, of which `n` are returned."""
     generation: GenerationFields
@@ -43,12 +43,14 @@ def read_completion(fields: Fields, vocab_size: int) -> CompletionFields:
     """
     generation = read_generation_fields(fields, vocab_size)
     if fields.string("suffix"):
-        raise invalid("suffix", "suffix is not supported: PLaMo 2 has no tokens for text in the middle. Leave it out")
+        raise invalid(
+            "suffix", "suffix is not supported, because PLaMo 2 was not trained to fill in the middle: remove it"
+        )
     best_of = fields.integer("best_of", generation.n, 1, MAX_SAMPLES)
     if best_of < generation.n:
         raise fields.refuse("best_of", f"at least n={generation.n}")
     if best_of > generation.n and generation.stream:
-        raise fields.refuse("best_of", f"n={generation.n} where stream is true")
+        raise fields.refuse("best_of", f"n={generation.n} if stream is true")
     echo = fields.boolean("echo", False)
     return CompletionFields(
         _prompts(fields, vocab_size),

@@ -22,7 +22,7 @@ class Completion:
     """A request to `/v1/completions`, with its prompts encoded.
 
     Args:
-        model: the model that is asked.
+        model: the model of the request.
         fields: the request.
         prompts: ids [t] i32 of each prompt.
         output: what each text must be.
@@ -38,9 +38,7 @@ class Completion:
         self.model, self._fields, self._prompts = model, fields, prompts
         for prompt in prompts:
             if not len(prompt):
-                raise invalid(
-                    "prompt", "a prompt has no token: leave add_special_tokens out, or give text or token ids"
-                )
+                raise invalid("prompt", "a prompt has no tokens: remove add_special_tokens, or give text or token ids")
             model.require_room(prompt, fields.max_tokens, "prompt")
         self.jobs = len(prompts) * fields.best_of
         self.tokens = self.jobs * fields.max_tokens

@@ -19,41 +19,42 @@ class ServeConfig:
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 lets other machines connect: then use API keys."""
+    """Address to listen on. 0.0.0.0 lets other machines connect; use API keys in this case."""
     port: int = 8000
     """Port to listen on; 0: a free one."""
     slots: int = 8
-    """Texts generated at the same time; others wait."""
+    """Number of sequences that are generated at the same time; further ones wait."""
     max_length: int = 8192
-    """Tokens of a prompt and its continuation at most; never more than the model's max_position_embeddings."""
+    """Maximum number of tokens of a prompt and its continuation, limited by the model's max_position_embeddings."""
     prefill_size: int = 512
-    """Prompt tokens read at once at most, a power of two. Between two pieces, running texts go on."""
+    """Chunked prefill: maximum number of prompt tokens in one prefill step, a power of two. Running sequences continue between two
+    chunks."""
     prefix_cache: float = 1.0
-    """GiB of memory for snapshots of prompts, which let prompts that begin alike skip their common beginning; 0: none."""
+    """Memory of the prefix cache, in GiB. Prompts with a cached prefix skip the prefill of this prefix. 0: no prefix cache."""
     kv_cache: Literal["int8"] | None = None
     """dtype of cached keys and values. int8 needs about a quarter of the memory of float32; the state of Mamba layers stays in float32.
     Default: the dtype of the activations."""
     drafts: int = 0
-    """Tokens that are drafted ahead at most, by looking up repeats in prompt and text (speculative decoding); 0: none. With drafts,
-    log-probabilities of a request may differ by rounding when others run beside it."""
+    """Speculative decoding by prompt lookup: maximum number of draft tokens per step; 0: off. With drafts, log-probabilities of a request
+    may differ by rounding when other requests run at the same time."""
     max_waiting: int = 256
-    """Texts that wait for a slot at most; further ones are refused with status 429."""
+    """Maximum number of sequences that wait for a slot; further ones are refused with status 429."""
     max_tokens: int = 1_000_000
-    """Limit on n x max_tokens, summed over the prompts of a request; more is refused with status 400."""
+    """Limit on n x max_tokens, summed over the prompts of a request; larger requests are refused with status 400."""
     max_body: int = 16
-    """Largest body of a request in MiB; larger ones are refused with status 413."""
+    """Maximum size of a request body, in MiB; larger ones are refused with status 413."""
     request_timeout: float = 600.0
-    """Seconds after which a text ends with the finish reason "abort"."""
+    """Maximum generation time of a request, in seconds; then it ends with the finish reason "abort"."""
     client_timeout: float = 60.0
-    """Seconds that a client may take to send its request, or to read a part of a stream."""
+    """Maximum time that a client may take to send its request or to read a part of a stream, in seconds."""
     shutdown_timeout: float = 30.0
-    """Seconds that running texts have to end after SIGTERM or Ctrl+C; then they end with the finish reason "abort"."""
+    """Time that running requests have to finish after SIGTERM or Ctrl-C, in seconds; then they end with the finish reason "abort"."""
     max_connections: int = 4096
-    """Open connections at most; further ones are refused with status 503."""
+    """Maximum number of open connections; further ones are refused with status 503."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names by which clients may call a server on a loopback address, besides localhost and IP addresses."""
+    """Host names that clients may use for a server on a loopback address, in addition to localhost and IP addresses."""
     warm_up: bool = True
-    """Compile everything before the first request. Without it, the first requests wait for compilations."""
+    """Compile all programs before the first request. Otherwise the first requests wait for compilation."""
 
     def __post_init__(self) -> None:
         power = self.prefill_size >= SMALLEST_PIECE and not self.prefill_size & (self.prefill_size - 1)
@@ -61,7 +62,7 @@ class ServeConfig:
         require(self, "port", 0 <= self.port < 1 << 16, "from 0 to 65535")
         require(self, "prefill_size", power, f"a power of two of at least {SMALLEST_PIECE}")
         require(self, "max_length", self.max_length >= 2, "at least 2")
-        require(self, "kv_cache", self.kv_cache in (None, "int8"), "int8, or left out")
+        require(self, "kv_cache", self.kv_cache in (None, "int8"), "int8 or None")
         require(self, "drafts", 0 <= self.drafts <= 15, "from 0 to 15")
         for name in ("slots", "max_tokens", "max_body", "max_connections"):
             require(self, name, getattr(self, name) >= 1, "at least 1")

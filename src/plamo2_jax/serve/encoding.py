@@ -1,4 +1,4 @@
-"""Prompts from text and conversations. Long texts are encoded in another thread, so that streams go on."""
+"""Prompts from text and conversations. Long texts are encoded in another thread, so that streams continue."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def encode_chat(
     # Templates of others are rendered by another process.
     ids = await asyncio.to_thread(encode)
     if not len(ids):
-        raise invalid("messages", "the chat template makes no token of the conversation")
+        raise invalid("messages", "the chat template returns no tokens for the conversation")
     return ids
 
 
@@ -72,7 +72,7 @@ def _require_short(model: ServedModel, characters: int, param: str) -> None:
     if characters > most:
         raise invalid(
             param,
-            f"{param} has {characters} characters: the model {model.name} has a context of {model.max_length} tokens of at most "
-            f"{model.longest_token} characters",
+            f"{param} has {characters} characters: the model {model.name} has a context of {model.max_length} "
+            f"tokens with at most {model.longest_token} characters each",
             "context_length_exceeded",
         )

@@ -1,4 +1,4 @@
-"""The thread that owns JAX: it runs the schedulers of all models and passes what they generate to the event loop.
+"""The thread that owns JAX: it runs the schedulers of all models and passes the generated tokens to the event loop.
 
 The event loop calls `submit` and `score`; nothing else of the engine is touched outside of the thread.
 """
@@ -176,7 +176,7 @@ class EngineThread:
         Args:
             model: the model.
             prompt: ids [t] i32.
-            top_logprobs: likeliest tokens at each place.
+            top_logprobs: number of most likely tokens at each position.
         """
         scoring = _Scoring(model, prompt, top_logprobs, self._loop.create_future())
         self._commands.put(lambda: self._scorings.append(scoring))
@@ -221,7 +221,7 @@ class EngineThread:
     def _fail(self, error: BaseException) -> None:
         self.error, self.state = error, "failed"
         self._notify(self._on_change)
-        refusal = ApiError(500, "the engine failed: the server must be restarted")
+        refusal = ApiError(500, "the engine has failed: restart the server")
         self._drop(refusal)
         while (command := self._commands.get()) is not None:
             command()

@@ -21,7 +21,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: one sentence: what is wrong, what is allowed.
+        message: one sentence with the problem and the allowed values.
         param: field of the request that is wrong.
         code: short name of the error for programs, as OpenAI's API has it.
         headers: further headers of the response.

@@ -1,4 +1,6 @@
-"""Typed access to the fields of a JSON request. A wrong type or value is refused by the field's name; null counts as left out."""
+"""Typed access to the fields of a JSON request. A field with a wrong type or value raises an error that names the field. null counts as
+absent.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Fields:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of the fields that were not read, those of nested objects with their path."""
+        """Names of the fields that were not read; fields of nested objects have their path."""
         own = [self._where + name for name in self._value if name not in self._read]
         return own + [name for nested in self._nested for name in nested.unknown]
 
@@ -36,7 +38,7 @@ class Fields:
         return self._where + name
 
     def get(self, name: str) -> Any:
-        """Return a field of any type; None if it is left out."""
+        """Return a field of any type; None if it is absent."""
         self._read.add(name)
         return self._value.get(name)
 
@@ -104,7 +106,7 @@ class Fields:
         return default if value is None else value
 
     def nested(self, name: str) -> Fields | None:
-        """Return the fields of an object; None if it is left out."""
+        """Return the fields of an object; None if it is absent."""
         value = self.get(name)
         if value is None:
             return None
@@ -112,14 +114,14 @@ class Fields:
         return self._nested[-1]
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """Return an object whose keys are free; empty if it is left out."""
+        """Return an object whose keys are free; empty if it is absent."""
         value = self.get(name)
         if value is not None and not isinstance(value, dict):
             raise self.refuse(name, "an object")
         return value or {}
 
     def items(self, name: str, what: str) -> list[Any] | None:
-        """Return a field that is an array; None if it is left out. `what` describes the array in the error."""
+        """Return a field that is an array; None if it is absent. `what` describes the array in the error."""
         value = self.get(name)
         if value is not None and not isinstance(value, list):
             raise self.refuse(name, what)

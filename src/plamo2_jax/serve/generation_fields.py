@@ -25,7 +25,7 @@ _IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cac
 
 @dataclasses.dataclass(frozen=True)
 class GenerationFields:
-    """What a request asks for, without its prompt."""
+    """The parameters of a request, without its prompt."""
 
     sampling: SamplingConfig
     stop: tuple[str, ...]
@@ -65,8 +65,8 @@ class GenerationFields:
             boundaries: as in `Request`.
             salt: separates the prefixes of models.
             samples: number of samples; None: `n`.
-            top_logprobs: likeliest tokens to report at each place.
-            output: what the text must be; None: free text.
+            top_logprobs: number of most likely tokens to report at each position.
+            output: format of the text; None: free text.
         """
         ids = (*(() if self.ignore_eos else stop_ids), *self.stop_token_ids)
         stop = StopConfig(max_tokens, min(self.min_tokens, max_tokens), None, self.stop)
@@ -114,7 +114,7 @@ def read_generation_fields(fields: Fields, vocab_size: int) -> GenerationFields:
     stream = fields.boolean("stream", False)
     options = fields.nested("stream_options")
     if options is not None and not stream:
-        raise fields.refuse("stream_options", "left out where stream is not true")
+        raise fields.refuse("stream_options", "given only if stream is true")
     if options is not None:
         options.get("include_obfuscation")
     seed = fields.integer("seed", None, -(1 << 63), (1 << 63) - 1)

@@ -9,7 +9,7 @@ from typing import Any
 from plamo2_jax.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 _LOWEST = -9999.0
-"""What stands for the logarithm of 0, which JSON does not have, as in OpenAI's API."""
+"""Value for the logarithm of 0, which JSON cannot represent, as in OpenAI's API."""
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -23,7 +23,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TokenScore:
-    """A token, its log-probability, and the likeliest tokens at its place."""
+    """A token, its log-probability, and the most likely tokens at its position."""
 
     token: int
     logprob: float | None

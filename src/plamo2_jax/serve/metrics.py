@@ -29,17 +29,17 @@ class Metrics:
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"plamo2_{name}", what, ["model"], buckets=buckets, registry=self.registry)
 
-        self._finished = counter("samples", "Texts that ended, by finish reason.", "model", "reason")
+        self._finished = counter("samples", "Finished sequences by finish reason.", "model", "reason")
         self._refused = counter("refused_requests", "Requests that were answered with an error.", "status")
-        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts.", "model")
-        self._cached_tokens = counter("cached_prompt_tokens", "Tokens of prompts that the prefix cache held.", "model")
-        generated = counter("generated_tokens", "Tokens that were generated.", "model")
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens.", "model")
+        self._cached_tokens = counter("cached_prompt_tokens", "Prompt tokens found in the prefix cache.", "model")
+        generated = counter("generated_tokens", "Generated tokens.", "model")
         # Looking up a label at every token takes longer than counting.
         self._generated_tokens = functools.cache(generated.labels)
-        self._queue = histogram("queue_seconds", "Time until a prompt begins to be read.", _SECONDS)
-        self._first = histogram("time_to_first_token_seconds", "Time until the first token.", _SECONDS)
-        self._between = histogram("inter_token_seconds", "Time per token after the first.", _SHORT_SECONDS)
-        self._whole = histogram("request_seconds", "Time until a text has ended.", _SECONDS)
+        self._queue = histogram("queue_seconds", "Time in the queue, until prefill begins.", _SECONDS)
+        self._first = histogram("time_to_first_token_seconds", "Time to first token.", _SECONDS)
+        self._between = histogram("inter_token_seconds", "Time per output token after the first.", _SHORT_SECONDS)
+        self._whole = histogram("request_seconds", "End-to-end time of a sequence.", _SECONDS)
 
     def watch(self, engine: EngineThread) -> None:
         """Add the state of an engine, read when the metrics are asked for."""
@@ -50,7 +50,7 @@ class Metrics:
         self._refused.labels(str(status)).inc()
 
     def delta(self, model: ServedModel, answer: Answer, index: int, delta: Delta) -> None:
-        """Count what a round has added to a job."""
+        """Count the tokens that a round has added to a job."""
         job, name = delta.job, model.name
         self._generated_tokens(name).inc(len(delta.token_ids))
         if delta.finish_reason is None and delta.error is None:
@@ -88,10 +88,13 @@ class _EngineState(Collector):
         def gauge(name: str, what: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(f"plamo2_{name}", what, labels=["model"])
 
-        running, waiting = gauge("running", "Texts with a slot."), gauge("waiting", "Texts without a slot.")
-        slots = gauge("slots", "Texts that can be generated at the same time.")
-        drafted = CounterMetricFamily("plamo2_draft_tokens", "Tokens that were drafted.", labels=["model"])
-        kept = CounterMetricFamily("plamo2_kept_draft_tokens", "Drafted tokens that were kept.", labels=["model"])
+        running, waiting = (
+            gauge("running", "Sequences that are running."),
+            gauge("waiting", "Sequences that are waiting for a slot."),
+        )
+        slots = gauge("slots", "Maximum number of running sequences.")
+        drafted = CounterMetricFamily("plamo2_draft_tokens", "Draft tokens.", labels=["model"])
+        kept = CounterMetricFamily("plamo2_kept_draft_tokens", "Accepted draft tokens.", labels=["model"])
         for name, model in engine.models.items():
             drafted.add_metric([name], model.scheduler.drafted)
             kept.add_metric([name], model.scheduler.kept)
@@ -106,9 +109,11 @@ class _EngineState(Collector):
             snapshots, size, evictions = snapshots + len(cache), size + cache.bytes, evictions + cache.evictions
         yield GaugeMetricFamily("plamo2_prefix_cache_snapshots", "Snapshots in the prefix cache.", snapshots)
         yield GaugeMetricFamily("plamo2_prefix_cache_bytes", "Bytes of the prefix cache.", size)
-        yield CounterMetricFamily("plamo2_prefix_cache_evictions", "Snapshots that were evicted.", evictions)
+        yield CounterMetricFamily(
+            "plamo2_prefix_cache_evictions", "Snapshots evicted from the prefix cache.", evictions
+        )
         yield CounterMetricFamily(
             "plamo2_compilations_after_warm_up",
-            "Compilations that delayed requests: each is a fault.",
+            "Compilations after the warm-up. Each delayed requests and is a bug.",
             engine.compilations,
         )

@@ -41,7 +41,7 @@ _IDS = _array(_TOKEN, minItems=1)
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 
 _SHARED: dict[str, Any] = {
-    "model": {**_nullable(_TEXT), "description": "Name of a model in /v1/models; left out, the first."},
+    "model": {**_nullable(_TEXT), "description": "Name of a model in /v1/models. Default: the first."},
     "temperature": _number(1.0, minimum=0, maximum=100),
     "top_p": _number(1.0, exclusiveMinimum=0, maximum=1),
     "top_k": _integer(-1, MAX_TOP_K, 0),
@@ -64,7 +64,7 @@ _SHARED: dict[str, Any] = {
     "stream_options": {
         "type": ["object", "null"],
         "properties": {"include_usage": _boolean(False)},
-        "description": "Only where stream is true.",
+        "description": "Only if stream is true.",
     },
     "cache_salt": {"type": ["string", "null"], "maxLength": MAX_STOP_LENGTH},
     "priority": _integer(-(1 << 31), 1 << 31, 0),
@@ -83,7 +83,7 @@ _COMPLETION: dict[str, Any] = {
     "max_tokens": {**_integer(0, 1 << 31, 16), "description": "0 only with echo."},
     "echo": _boolean(False),
     "logprobs": _integer(0, MAX_TOP_LOGPROBS),
-    "best_of": {**_integer(1, MAX_SAMPLES), "description": "At least n; n where stream is true."},
+    "best_of": {**_integer(1, MAX_SAMPLES), "description": "At least n; equal to n if stream is true."},
 }
 
 _PART = {

@@ -47,7 +47,7 @@ def open_models(
     """Open a model and its adapters, ready to answer.
 
     Args:
-        model: run folder, RUN@STEP, RUN@ema, folder of the public layout or folder of adapters.
+        model: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format or folder of adapters.
         config: sizes.
         name: name of the model; None: the folder's.
         template: chat template; None: the model's own.
@@ -58,7 +58,7 @@ def open_models(
         mesh: devices that the model is divided over; None: the first one.
 
     Raises:
-        ValueError: a folder is not what it must be.
+        ValueError: a folder is not a model, or not an adapter of the model.
     """
     folder = ModelName.parse(model).folder
     found = ChatTemplate.load(template) if template else None

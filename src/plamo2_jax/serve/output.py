@@ -18,11 +18,11 @@ class OutputParser(Protocol):
     """Turns the text of one sample, which arrives in pieces, into parts of a message."""
 
     def push(self, text: str) -> list[MessageDelta]:
-        """Take a piece of text; return what it completes."""
+        """Take a piece of text, and return the completed parts."""
         ...
 
     def finish(self, reason: str) -> tuple[list[MessageDelta], str]:
-        """Return what is held back at the end, and the finish reason of the response.
+        """Return the text that was held back at the end, and the finish reason of the response.
 
         Args:
             reason: why the text ended: stop, length or abort. A complete call turns stop into tool_calls.
@@ -45,7 +45,7 @@ class CallParser:
         return [self._delta(part) for part in self._parser.push(text)]
 
     def finish(self, reason: str) -> tuple[list[MessageDelta], str]:
-        """Return what is held back, and tool_calls instead of stop if there was a call."""
+        """Return the text that was held back; the finish reason is tool_calls instead of stop if there was a call."""
         rest = [self._delta(part) for part in self._parser.finish()]
         return rest, "tool_calls" if self._calls and reason == "stop" else reason
 

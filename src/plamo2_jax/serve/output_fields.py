@@ -1,4 +1,4 @@
-"""The fields of a chat request that say what the answer must be: `response_format`, `tools`, and vLLM's `guided_*`."""
+"""The fields of a chat request that set the format of the answer: `response_format`, `tools`, and vLLM's `guided_*`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_output_format(fields: Fields, model: ServedModel) -> OutputFormat:
 
     Args:
         fields: the request.
-        model: the model that is asked.
+        model: the model of the request.
 
     Raises:
         ApiError: a field is not allowed.

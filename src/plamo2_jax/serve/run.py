@@ -36,7 +36,7 @@ def serve_model(
     Call this in the main thread. The first signal lets running texts end, the second one ends them at once.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters.
+        model: run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters.
         config: address, sizes and limits; None: the defaults, port 8000 on this machine only.
         name: name of the model for clients; None: the name of its folder.
         template: chat template; None: the model's own. A model without one has no chat endpoint.
@@ -66,7 +66,9 @@ def serve_model(
     keys = read_keys(None if api_key_file is None else Path(api_key_file))
     folder = ModelName.parse(model).folder
     if not folder.is_dir():
-        raise PlamoError(f"{folder} is not a folder: give a run, a folder of the public layout or a folder of adapters")
+        raise PlamoError(
+            f"{folder} is not a folder: give a run, a folder in Hugging Face format or a folder of adapters"
+        )
     if not keys and not is_loopback(config.host):
         print(f"warning: everybody who reaches {config.host} may use this server; see --api-key-file", file=sys.stderr)
 

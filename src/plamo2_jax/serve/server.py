@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Do what a signal does; any thread may call it."""
+        """Stop the server as a signal does. Any thread may call this."""
         if self._loop is None:
             self.should_exit = True
         else:

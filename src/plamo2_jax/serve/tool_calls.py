@@ -103,7 +103,7 @@ class ToolCallParser:
         return _joined(self._take(final=False))
 
     def finish(self) -> list[str | ToolCall]:
-        """Return what is held back, at the end of the text."""
+        """Return the text that was held back, at the end of the text."""
         return _joined(self._take(final=True))
 
     def _take(self, *, final: bool) -> Iterator[str | ToolCall]:

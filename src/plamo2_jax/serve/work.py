@@ -29,7 +29,7 @@ class Work:
 
     Args:
         engine: the engine.
-        model: the model that is asked.
+        model: the model of the request.
         timeout: seconds after which the jobs end.
     """
 
@@ -83,7 +83,7 @@ class Admission:
         clock: returns the time in seconds.
 
     Attributes:
-        works: what is in progress.
+        works: the work in progress.
         draining: whether all new work is refused.
     """
 

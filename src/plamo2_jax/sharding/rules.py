@@ -18,12 +18,13 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import axes
 from plamo2_jax.model.axes import FSDP, ROWS, SEQUENCE, TENSOR
 
-Strategy = Literal["fsdp", "fsdp_tensor", "tensor", "zero1"]
+Strategy = Literal["fsdp", "fsdp_tensor", "tensor", "zero1", "zero2"]
 """fsdp: parameters are divided over fsdp × sequence along the residual width, and gathered where they are used (ZeRO-3).
 fsdp_tensor: as fsdp, and heads, MLP columns and vocabulary are divided over tensor (Megatron). With tensor=1 it equals fsdp.
 tensor: parameters are divided over tensor only, for decoding, where gathering them for each token would be slow.
 zero1: as fsdp, but the train step gathers the parameters once and sums the gradients once (`train.gather_once`). This needs 8 bytes per
-parameter on each device besides its part of the state."""
+parameter on each device besides its part of the state.
+zero2: as zero1, but the gradients are summed after each micro-batch, which needs 4 bytes per parameter."""
 
 _PARTS = (FSDP, SEQUENCE)
 
@@ -61,6 +62,7 @@ _BY_HEADS = {
 RULES: Mapping[Strategy, Rules] = {
     "fsdp": Rules(_BY_WIDTH, {}),
     "zero1": Rules(_BY_WIDTH, {}),
+    "zero2": Rules(_BY_WIDTH, {}),
     "fsdp_tensor": Rules(_BY_WIDTH | _BY_HEADS, _BY_HEADS),
     # If the heads of a mixer are not divisible, every device computes the whole mixer. So any model decodes on any number of devices.
     "tensor": Rules(_BY_HEADS, _BY_HEADS, whole_if_uneven=True),

@@ -3,7 +3,7 @@
     loss = alpha * temperature² * KL(teacher ‖ student) + (1 - alpha) * cross-entropy + hidden_weight * hidden + z-loss
 
 The forward KL of distributions softened by a temperature follows Hinton et al. (arXiv:1503.02531). Minitron (arXiv:2407.14679) found that
-logits alone are enough for pruned models. With `top_k`, the k likeliest tokens of the teacher are compared one by one and all others as
+logits alone are enough for pruned models. With `top_k`, the k most likely tokens of the teacher are compared one by one, and all others as
 one more token. This is a lower bound of the full divergence. It is zero exactly if student and teacher agree on these k + 1 probabilities.
 (The k probabilities are not renormalized: the divergence from a renormalized teacher is not zero for an equal student.) The k logits and
 their normalizer come from the teacher, or from disk (`surgery.teacher_logits`).
@@ -50,7 +50,7 @@ def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: f
 
 
 def kl_top(teacher: Top, student_logits: jax.Array, temperature: float) -> jax.Array:
-    """Return the KL divergence of the distributions over the teacher's k likeliest tokens and "any other": [...] float32, in nats.
+    """Return the KL divergence of the distributions over the teacher's k most likely tokens and "any other": [...] float32, in nats.
 
     Args:
         teacher: Result of `top_logits` at the same temperature.
@@ -162,19 +162,20 @@ class Distill(TaskConfig):
     kind: ClassVar[str] = "distill"
 
     teacher: Path = dataclasses.field(metadata=FREE)
-    """Teacher with the student's vocabulary: a run folder or a folder of the public layout."""
+    """Teacher model, with the same vocabulary as the student: a run folder or a folder in Hugging Face format."""
     temperature: float = 1.0
-    """Temperature of both distributions."""
+    """Temperature of the distributions of teacher and student."""
     alpha: float = 0.5
-    """Share of the divergence in the loss. The rest is cross-entropy with the text."""
+    """Weight of the KL divergence in the loss, from 0 to 1. The cross-entropy with the text has the weight 1 - alpha."""
     top_k: int | None = None
-    """Compare the k likeliest tokens of the teacher one by one, and all others as one token; none: compare all tokens one by one."""
+    """Number of most likely teacher tokens that are compared one by one; all others count as one token. None: compare all tokens one by
+    one."""
     hidden_weight: float = 0.0
-    """Coefficient of the distance between the last residual streams of teacher and student."""
+    """Coefficient of the distance between the final hidden states of teacher and student."""
     logits: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Folder of teacher logits that `plamo2 distill` wrote; none: the teacher runs beside the student."""
+    """Folder of teacher logits that `plamo2 distill` wrote; none: the teacher runs together with the student."""
     z_loss: float = 1e-4
-    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+    """Coefficient of the z-loss log(Z)², which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
 
     def __post_init__(self) -> None:
         require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")

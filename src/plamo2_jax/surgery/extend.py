@@ -1,8 +1,8 @@
 """Extending a model's context: a wider attention window, full attention in chosen layers, another RoPE base.
 
-No weight changes. RoPE is relative, so attention to keys inside the old window stays the same. A larger RoPE base rotates more slowly, so
-distant keys get angles that the model knows (Xiong et al., arXiv:2309.16039). A new base changes the outputs, and the model needs further
-training. Full-attention layers use `rope_theta`; windowed layers use `rope_local_theta`, which defaults to `rope_theta`.
+The weights do not change. RoPE is relative, so attention to keys inside the old window stays the same. A larger RoPE base rotates more
+slowly, so distant keys get angles that the model knows (Xiong et al., arXiv:2309.16039). A new base changes the outputs, and the model
+needs further training. Full-attention layers use `rope_theta`; windowed layers use `rope_local_theta`, which defaults to `rope_theta`.
 
 Full and windowed layers belong to different layer groups, so a change of `full_attention_idx` also regroups the parameter tree.
 """
@@ -84,14 +84,17 @@ def extended_config(
     elif config.local_theta != config.rope_theta and set(full) - set(config.full_attention_idx):
         # A layer that becomes full changes its base, so the user must choose the base explicitly.
         raise PlamoError(
-            f"layers {sorted(set(full) - set(config.full_attention_idx))} use rope_local_theta={config.local_theta} and would use "
-            f"rope_theta={config.rope_theta} with full attention. Choose the base with --rope-theta"
+            f"layers {sorted(set(full) - set(config.full_attention_idx))} use "
+            f"rope_local_theta={config.local_theta}, but with full attention they would use "
+            f"rope_theta={config.rope_theta}. Choose the base with --rope-theta"
         )
     if rope_local_theta is not None:
         changes["rope_local_theta"] = float(rope_local_theta)
     extended = dataclasses.replace(config, **changes)
     if extended == config:
-        raise PlamoError("nothing changes. Give --window, --rope-theta, --rope-local-theta or --full-attention")
+        raise PlamoError(
+            "there is nothing to change: give --window, --rope-theta, --rope-local-theta or --full-attention"
+        )
     return extended
 
 

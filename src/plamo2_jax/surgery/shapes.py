@@ -17,7 +17,7 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
     """Return the config of a preset, a model folder or a config.json, with fields replaced.
 
     Args:
-        name: Name of a preset, a run folder, RUN@STEP, a folder of the public layout, or the path of a config.json from either folder.
+        name: Name of a preset, a run folder, RUN@STEP, a folder in Hugging Face format, or the path of a config.json from either folder.
         changes: `FIELD=VALUE` with fields of ModelConfig and values in JSON.
 
     Raises:

@@ -50,7 +50,7 @@ log-normalizer over the whole vocabulary [b, t] float32."""
 
 
 class Top(NamedTuple):
-    """The likeliest tokens of a teacher: ids [..., k], logits divided by the temperature [..., k], log-normalizer [...]."""
+    """The most likely tokens of a teacher: ids [..., k], logits divided by the temperature [..., k], log-normalizer [...]."""
 
     ids: jax.Array
     logits: jax.Array
@@ -58,7 +58,7 @@ class Top(NamedTuple):
 
 
 def top_logits(logits: jax.Array, temperature: float, top_k: int) -> Top:
-    """Return the `top_k` likeliest tokens of logits [..., v]. Arithmetic is float32."""
+    """Return the `top_k` most likely tokens of logits [..., v]. Arithmetic is float32."""
     logits = logits.astype(jnp.float32) / temperature
     values, ids = jax.lax.top_k(logits, top_k)
     return Top(ids, values, jax.nn.logsumexp(logits, axis=-1))
@@ -77,7 +77,7 @@ def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> Mode
     """Read the config of a teacher.
 
     Args:
-        folder: Run folder or folder of the public layout.
+        folder: Run folder or folder in Hugging Face format.
         top_k: Number of tokens of each position that are compared one by one; None: all.
         student: Config of the student.
 
@@ -116,7 +116,7 @@ def write_teacher_logits(
 
     Args:
         config: The run whose training data are read.
-        teacher: Run folder or folder of the public layout.
+        teacher: Run folder or folder in Hugging Face format.
         temperature: Divisor of the logits.
         output: Folder to create; it must not exist or must be empty.
         tokenizer: Tokenizer of the run.
@@ -248,7 +248,7 @@ class TeacherLogits:
 
 
 def _top(model: Plamo2, params: Any, batch: Mapping[str, jax.Array], temperature: float, top_k: int) -> Any:
-    """Return the likeliest tokens at all positions of a batch. Logits exist for one row at a time."""
+    """Return the most likely tokens at all positions of a batch. Logits exist for one row at a time."""
     features, _ = model.apply(
         {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"], method="features"
     )

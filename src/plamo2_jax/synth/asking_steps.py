@@ -1,6 +1,6 @@
 """Verification steps that ask a model: a judge's score, agreement over samples, and translation back.
 
-A step asks nothing itself. `requests` is a generator like those of recipes, so that the unit runner stores every response in its journal.
+A step sends no requests itself. `requests` is a generator, as in recipes, so that the unit runner stores every response in its journal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAMES = {"ja": "日本語", "en": "英語"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judge(SourceStep):
-    """Require a score of the judge from 0 to 5. A reply without a score is asked for again, at most three times in all."""
+    """Require a score from 0 to 5 by the judge. If a reply has no score, the request is repeated, at most three times in total."""
 
     least: int = 3
     """Smallest allowed score."""
@@ -50,7 +50,7 @@ class Judge(SourceStep):
     show_source: bool = True
     """Show the source to the judge."""
     max_new_tokens: int = 512
-    """Largest number of tokens of the reasons and the score."""
+    """Maximum number of tokens of the judge's reply."""
 
     def __post_init__(self) -> None:
         require(self, "least", 0 <= self.least <= _LARGEST, f"between 0 and {_LARGEST}")
@@ -79,13 +79,13 @@ class Judge(SourceStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement(Step):
-    """Ask the generator for further solutions, and require that enough of them have the same answer as the draft.
+    """Sample further solutions from the generator, and require that enough of them agree with the answer of the draft (self-consistency).
 
     Numbers are compared exactly; other answers after NFKC normalization, without white space and final punctuation.
     """
 
     samples: int = 4
-    """Number of further solutions."""
+    """Number of additional solutions."""
     least: float = 0.5
     """Smallest allowed share of solutions with the same answer."""
     question_field: str | None = None

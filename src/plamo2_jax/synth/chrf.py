@@ -1,7 +1,7 @@
 """chrF: similarity of a text and a reference by their character n-grams (Popović 2015).
 
-The definition is that of sacrebleu 2 without word n-grams: white space is dropped, precision and recall are averaged over the lengths
-1 to 6 that both texts have, and recall counts twice as much as precision (beta = 2).
+The definition is the same as in sacrebleu 2 without word n-grams: white space is dropped, precision and recall are averaged over the
+lengths 1 to 6 that both texts have, and recall counts twice as much as precision (beta = 2).
 """
 
 from __future__ import annotations

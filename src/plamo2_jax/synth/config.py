@@ -26,7 +26,7 @@ _LARGEST_FILE = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class SeedsConfig:
-    """What the recipes start from."""
+    """Inputs of the recipes."""
 
     inputs: tuple[str, ...] = ()
     """Documents: files, folders, patterns, bundled:LANGUAGE:SPLIT."""
@@ -52,7 +52,7 @@ class SeedsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RecipeUse:
-    """A recipe and how often it is used."""
+    """A recipe, with its numbers of seeds and samples."""
 
     name: str
     """Name of a recipe of this package, or a recipe file."""
@@ -68,7 +68,7 @@ class RecipeUse:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig(ChatModelConfig):
-    """A model that writes or judges, its licence and its price."""
+    """A generator or judge model, its licence and its price."""
 
     license: str = "unknown"
     """Licence of the model's outputs."""
@@ -77,10 +77,10 @@ class GeneratorConfig(ChatModelConfig):
     price_completion: float = 0.0
     """Price of a million generated tokens."""
     servers: tuple[str, ...] = ()
-    """Addresses of several servers with the same model. Worker number I uses number I modulo their number. `url` is then the name of the
-    service in keys and records, which do not depend on the server. Empty: workers use `url`."""
+    """Addresses of several servers with the same model. Worker I uses the server I modulo the number of servers. `url` is then the name of
+    the service in keys and records, so these do not depend on the server. Empty: workers use `url`."""
     tokenizer: str | None = None
-    """tokenizer.jsonl, or a folder with one, for the estimates of --dry-run; none: the one of a local model."""
+    """tokenizer.jsonl, or a folder with one, for the estimates of --dry-run; none: the tokenizer of a local model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,17 +96,17 @@ class LimitsConfig:
     """Limits of requests and spending. All workers of a run folder share them, and budgets count all starts."""
 
     requests_per_minute: float | None = None
-    """Largest rate of requests to a server. It is halved when the server refuses requests, and rises again."""
+    """Maximum rate of requests to a server. It is halved when the server refuses requests, and then rises again."""
     tokens_per_minute: float | None = None
-    """Largest mean rate of prompt and generated tokens of a server. It is halved and rises like requests_per_minute."""
+    """Maximum mean rate of prompt and generated tokens of a server. It is halved and rises like requests_per_minute."""
     max_tokens: int | None = None
-    """Budget of prompt tokens and generated tokens together."""
+    """Budget of tokens: prompt and generated tokens together."""
     max_cost: float | None = None
-    """Budget in the currency of the prices."""
+    """Budget of cost, in the currency of the prices."""
     max_seconds: float | None = None
-    """Budget of time: the sum of the seconds of all workers in all starts."""
+    """Budget of time: total running time of all workers in all starts, in seconds."""
     attempts: int = 3
-    """Number of starts in which a failed entry is tried again."""
+    """Number of starts in which a failed entry is retried."""
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute", "max_tokens", "max_cost", "max_seconds"):
@@ -117,7 +117,7 @@ class LimitsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MixSettings:
-    """How the records are mixed with the documents. The fields are those of `synth.mix.MixConfig` without its inputs."""
+    """Settings for mixing the records with the documents, as in `synth.mix.MixConfig` without its inputs."""
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Relative shares of synthetic tokens by name of the recipe. Empty: all records."""
@@ -128,23 +128,24 @@ class MixSettings:
     conversations: tuple[str, ...] = ()
     """Files of conversations that people wrote."""
     max_generation: int = 1
-    """Largest generation of a record."""
+    """Largest generation of a record. Text by people has generation 0; a record has 1 + the largest generation of its sources. Text by
+    people has generation 0; a record has 1 + the largest generation of its sources."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthConfig:
-    """Everything that determines the records."""
+    """Configuration of a synthetic data run."""
 
     output: Path
     """Folder for plan, units, records and the data card."""
     recipes: tuple[RecipeUse, ...]
     """The recipes."""
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
-    """What the recipes start from."""
+    """Inputs of the recipes."""
     generator: GeneratorConfig | None = None
-    """Model that writes; None: only recipes that need no model."""
+    """Generator model; None: only recipes without a model can be used."""
     judge: GeneratorConfig | None = None
-    """Model that judges, for recipes with a verification step `judge`."""
+    """Judge model, for recipes with the verification step `judge`."""
     limits: LimitsConfig = dataclasses.field(default_factory=LimitsConfig)
     """Limits of requests and spending."""
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
@@ -152,19 +153,19 @@ class SynthConfig:
     against: tuple[str, ...] = ()
     """Evaluation items that no record may contain: files, or task:NAME, as in `plamo2 data prepare --against`."""
     contamination: ContaminationConfig = dataclasses.field(default_factory=ContaminationConfig)
-    """How records are compared with evaluation items."""
+    """Settings for comparing records with evaluation items."""
     deduplicate: DedupConfig | None = dataclasses.field(default_factory=DedupConfig)
     """Deduplication of the records against each other and the documents; null: none."""
     gates: GateConfig = dataclasses.field(default_factory=GateConfig)
-    """Limits of sameness. Records beyond them are not written."""
+    """Diversity limits. The run stops without writing records if they are exceeded."""
     mix: MixSettings | None = None
-    """Write OUTPUT/data, a mixture with the documents; null: do not."""
+    """Write OUTPUT/data, a mixture of records and documents; null: write no mixture."""
     unit_size: int = 64
     """Number of entries in a work unit."""
     seed: int = 0
-    """Random seed of everything."""
+    """Random seed of the run."""
     allow_unisolated_code: bool = False
-    """Run programs that a model wrote even if this system cannot isolate them."""
+    """Run model-written programs even if this system cannot isolate them."""
 
     def __post_init__(self) -> None:
         require(self, "recipes", bool(self.recipes), "at least one recipe")

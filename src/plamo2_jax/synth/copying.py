@@ -1,4 +1,4 @@
-"""Copying: how much of a text stands literally in its source."""
+"""Copying: the share of a text that is copied literally from its source."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def problems(diversity: Diversity, config: GateConfig, where: str) -> list[str]:
     Args:
         diversity: measures.
         config: limits.
-        where: what the records are, for messages, such as "recipe rephrase_ja".
+        where: description of the records for messages, such as "recipe rephrase_ja".
     """
     if diversity.records < config.min_records:
         return []

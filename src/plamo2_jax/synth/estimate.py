@@ -1,4 +1,4 @@
-"""Expected requests, tokens and cost of a run, before anything is asked."""
+"""Expected requests, tokens and cost of a run, before the first request."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def token_counter(config: GeneratorConfig | None) -> TokenCounter:
     path = _tokenizer_path(config)
     if config is None or path is None:
         return TokenCounter(
-            _by_characters, f"A token is counted as {CHARACTERS_PER_TOKEN} characters; no tokenizer is known."
+            _by_characters,
+            f"Tokens are estimated as {CHARACTERS_PER_TOKEN} characters each, because no tokenizer is known.",
         )
     tokenizer = Tokenizer.load(path)
     if config.url is not None:
-        method = f"Tokens are counted with {path}, without those of the server's chat template."
+        method = f"Tokens are counted with {path}, without the tokens of the server's chat template."
         return TokenCounter(lambda request: _by_tokenizer(tokenizer, None, request), method)
     folder = ModelName.parse(config.model).folder
     template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
@@ -88,7 +89,7 @@ class Estimate:
 
 
 def estimate(config: SynthConfig, use: RecipeUse, recipe: Recipe, counter: TokenCounter) -> Estimate:
-    """Return the requests of a recipe before anything is asked.
+    """Return the expected requests of a recipe, before the first request.
 
     Only the first request of an entry is known. Later requests of recipes with several steps are not counted.
     """

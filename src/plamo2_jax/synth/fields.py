@@ -38,7 +38,7 @@ def read_fields(kind: type[T], given: Any, where: str) -> T:
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise PlamoError(f"{where} lacks the field {name}")
+            raise PlamoError(f"{where}: the field {name} is missing")
     return kind(**values)
 
 

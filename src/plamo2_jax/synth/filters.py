@@ -43,7 +43,7 @@ class FilterConfig:
     """Filters that depend on one record at a time."""
 
     licenses: LicenseConfig = dataclasses.field(default_factory=LicenseConfig)
-    """Which licences are written."""
+    """Licences that are written."""
     clean: CleanConfig | None = dataclasses.field(default_factory=lambda: CleanConfig(min_chars=20))
     """Criteria of text; None: no filter."""
     hojichar: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -78,7 +78,7 @@ def filter_records(
 def filter_licenses(records: Records, config: LicenseConfig, report: StageReport) -> Iterator[dict[str, Any]]:
     """Yield the records whose licences compose, with the composed licence. Refuse the others by the reason of `LicenseError`.
 
-    The licences are those of the record's sources and of its generator.
+    The composed licences are the licences of the record's sources and of its generator.
     """
 
     @functools.lru_cache(4096)  # Most records of a run have the same licences.
@@ -103,7 +103,8 @@ def filter_licenses(records: Records, config: LicenseConfig, report: StageReport
 def filter_clean(records: Records, config: CleanConfig, report: StageReport) -> Iterator[dict[str, Any]]:
     """Yield the records that meet the criteria of `data.clean`, with normalized texts. The messages of a record are judged together.
 
-    The declared language is that of the whole text, of the answers, or of the field `answer`: a translation has both languages.
+    The declared language is the language of the whole text, of the answers, or of the field `answer`, because a translation has both
+    languages.
     """
     for record in records:
         report.records_in += 1
@@ -121,7 +122,9 @@ def filter_clean(records: Records, config: CleanConfig, report: StageReport) -> 
 
 
 def filter_quality(records: Records, config: QualityConfig, report: StageReport) -> Iterator[dict[str, Any]]:
-    """Yield the records that a quality model accepts, with the probability as the score `quality`. Of messages, it reads the answers."""
+    """Yield the records that a quality model accepts, with the probability as the score `quality`. For conversations, it reads only the
+    answers.
+    """
     model = QualityModel.load(config.model)
     for record in records:
         report.records_in += 1

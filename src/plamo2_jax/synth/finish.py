@@ -3,7 +3,7 @@
 OUTPUT/stages/filter/          records that passed the filters; decontaminate/ and deduplicate/ beside it
 OUTPUT/records/                JSON lines of the records that passed all stages, README.md (the data card) and card.json
 OUTPUT/data/                   the mixture with the documents, if the configuration has `mix`
-OUTPUT/report.json             counts by reason, and what the records cost
+OUTPUT/report.json             counts by reason, and the cost of the records
 
 A stage whose inputs and settings are unchanged is not run again.
 """
@@ -238,7 +238,7 @@ class _Made:
                 yield from outcome["records"]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts as JSON. `spent` is what the stored responses of the outcomes cost."""
+        """Return the counts as JSON. `spent` is the cost of the stored responses of the outcomes."""
         return {
             "entries": self.entries,
             "failed": dict(sorted(self.failed.items())),

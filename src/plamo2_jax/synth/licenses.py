@@ -85,7 +85,7 @@ class License:
 
 @dataclasses.dataclass(frozen=True)
 class LicenseConfig:
-    """Which licences may be written."""
+    """Licences that may be written."""
 
     allow: tuple[str, ...] = ()
     """Names of licences that are written although the table does not have them ("unknown": those without a licence), or although
@@ -144,8 +144,9 @@ def _compose(names: Sequence[str], config: LicenseConfig) -> Composition:
             if not is_allowed:
                 raise LicenseError(
                     UNKNOWN,
-                    f"the licence {shown(name)} is unknown: records with unknown licences are not written. Declare the licence of the "
-                    f"source or of the generator, or name {shown(name)} in licenses.allow if you have checked it",
+                    f"the licence {shown(name)} is unknown: records with unknown licences are not written. "
+                    f"Declare the licence of the source or of the generator, or add {shown(name)} to "
+                    "licenses.allow if you have checked it",
                 )
             license = License(name)
         if is_allowed:
@@ -156,15 +157,16 @@ def _compose(names: Sequence[str], config: LicenseConfig) -> Composition:
             if condition in license.conditions:
                 raise LicenseError(
                     condition,
-                    f"the licence {license.name} does not allow {forbids}: leave out what has this licence, or name it in "
-                    "licenses.allow if you have another permission",
+                    f"the licence {license.name} does not allow {forbids}: remove the sources with this "
+                    "licence, or add it to licenses.allow if you have another permission",
                 )
         for condition in CONDITIONS:
             if condition in license.conditions and condition in config.forbid:
                 raise LicenseError(
                     condition,
-                    f"the licence {license.name} has the condition {condition}, which licenses.forbid excludes: leave out what has this "
-                    "licence, or remove the condition from licenses.forbid",
+                    f"the licence {license.name} has the condition {condition}, which licenses.forbid "
+                    "excludes: remove the sources with this licence, or remove the condition from "
+                    "licenses.forbid",
                 )
     strictest = _strictest(list(found.values()))
     conditions = frozenset().union(*(license.conditions for license in strictest))

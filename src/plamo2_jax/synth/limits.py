@@ -34,8 +34,8 @@ class Terminated(Halt):
 class Budget:
     """What was spent by all starts and workers, against the limits.
 
-    What other workers spend is read again every few seconds, so together they may exceed a limit by what they spend in this time and by the
-    requests in flight.
+    The spending of other workers is read every few seconds. So the workers together may exceed a limit by their spending in this time and
+    by the requests in flight.
 
     Args:
         config: the configuration, with limits and prices.
@@ -61,7 +61,7 @@ class Budget:
         for (name, limit), value in zip(limits.items(), values, strict=True):
             if limit is not None and value >= limit:
                 raise BudgetSpent(
-                    f"limits.{name}={limit:g} is reached ({value:g}): raise it and run the command again to go on"
+                    f"limits.{name}={limit:g} is reached ({value:g}): raise it and run the command again to continue"
                 )
 
     def refresh(self, *, journals: bool = True) -> None:
@@ -122,7 +122,7 @@ class Guard:
         """Raise `Terminated` or `LeaseLost` if no further request may be sent."""
         with self.halting():
             if self.stopped.is_set():
-                raise Terminated("stopped by SIGTERM; the responses so far are stored, and the same command goes on")
+                raise Terminated("stopped by SIGTERM; all responses are stored, and the same command resumes")
             self.check_lease()
 
     @contextlib.contextmanager
@@ -179,7 +179,7 @@ class ServerGate:
 
 
 def largest_usage(body: Mapping[str, Any]) -> int:
-    """Return an upper estimate of the tokens of a request: those of its prompt, and `max_tokens`."""
+    """Return an upper estimate of the tokens of a request: its prompt tokens plus `max_tokens`."""
     prompt = body.get("prompt")
     if isinstance(prompt, list):
         tokens = sum(map(len, prompt)) if prompt and isinstance(prompt[0], str | list) else len(prompt)
@@ -195,7 +195,7 @@ class LimitedModel:
     Args:
         model: the model.
         config: its prices.
-        budget: counts what the responses cost.
+        budget: counts the cost of the responses.
         guard: is checked before each request.
     """
 

@@ -47,7 +47,7 @@ class MixConfig:
     conversations: tuple[str, ...] = ()
     """Files, folders or patterns of conversations that people wrote, with the field messages."""
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Relative shares of synthetic tokens by name of the recipe. Recipes without a share are left out. Empty: all records."""
+    """Relative shares of synthetic tokens by name of the recipe. Recipes without a share are omitted. Empty: all records."""
     max_synthetic_share: float = 0.5
     """Largest share of synthetic tokens among the texts."""
     max_synthetic_share_messages: float = 1.0
@@ -186,7 +186,8 @@ def _budgets(have: Mapping[str, int], config: MixConfig, kind: str, people: int)
         if not people and ceiling > 0:
             given = "documents" if kind == "text" else "conversations"
             raise PlamoError(
-                f"{field}={ceiling:g} is not possible: there is no {kind} that people wrote. Name some as {given}, or set {field} to 1"
+                f"{field}={ceiling:g} is not possible, because there is no {kind} written by people. Add some "
+                f"as {given}, or set {field} to 1"
             )
         scale = min(1.0, people * ceiling / (1 - ceiling) / total) if total else 1.0
         wanted = {name: tokens * scale for name, tokens in wanted.items()}
@@ -310,7 +311,8 @@ def check_generation(parents: Iterable[int], max_generation: int = 1) -> int:
     generation = 1 + max(parents, default=0)
     if generation > max_generation:
         raise PlamoError(
-            f"a record of generation {generation} is not allowed: it must be at most max_generation={max_generation}. Make records from "
-            "texts that people wrote, or raise max_generation"
+            f"a record of generation {generation} is not allowed: it must be at most "
+            f"max_generation={max_generation}. Make records from texts written by people, or raise "
+            "max_generation"
         )
     return generation

@@ -85,7 +85,8 @@ def require_links(folder: str | os.PathLike[str]) -> None:
     advice = "Use a local disk, or a file system such as NFS, Lustre or Filestore for workers on several hosts"
     if is_remote(folder):
         raise PlamoError(
-            f"output {folder} is in a bucket, which has no atomic links and renames: it must be a folder. {advice}"
+            f"output {folder} is in a bucket, which does not support atomic links and renames: it must be a "
+            f"folder. {advice}"
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
     probe = Path(folder) / f".probe.{secrets.token_hex(4)}"
@@ -93,6 +94,7 @@ def require_links(folder: str | os.PathLike[str]) -> None:
         create(probe, {})
     except OSError as error:
         raise PlamoError(
-            f"the file system of output {folder} has no hard links ({error.strerror}): workers need them to exclude each other. {advice}"
+            f"the file system of output {folder} does not support hard links ({error.strerror}), which workers "
+            f"need to exclude each other. {advice}"
         ) from error
     probe.unlink(missing_ok=True)

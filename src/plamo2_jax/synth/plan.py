@@ -1,4 +1,4 @@
-"""The plan: work units of entries, written before anything is asked.
+"""The plan: work units of entries, written before the first request.
 
 OUTPUT/plan/NNNNN.jsonl     the entries of a unit: recipe, seed and sample number
 OUTPUT/plan/plan.json       hashes of the configuration and of the units; written last
@@ -70,8 +70,8 @@ def write_plan(config: SynthConfig, recipes: Mapping[str, Recipe], folder: Path)
         stored = parse_json((folder / PLAN).read_bytes(), str(folder / PLAN))
         if stored.get("inputs") != inputs:
             raise PlamoError(
-                f"{folder} has the plan of other recipes or seeds: give another output, or delete the folder {folder} to plan again. "
-                "Responses to equal requests are kept"
+                f"{folder} has the plan of a run with other recipes or seeds: choose another output, or delete "
+                f"the folder {folder} to plan again. Stored responses to the same requests are reused"
             )
         return [unit["name"] for unit in stored["units"]]
     units: list[dict[str, Any]] = []
@@ -84,7 +84,10 @@ def write_plan(config: SynthConfig, recipes: Mapping[str, Recipe], folder: Path)
                 (partial / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8", errors="surrogatepass")
                 units.append({"name": name, "recipe": use.name, "entries": len(entries), "hash": digest(content)})
         if not units:
-            raise PlamoError("no recipe has a seed: check seeds.inputs, seeds.fields and the languages of the recipes")
+            raise PlamoError(
+                "no recipe has a seed: at least one is needed. Check seeds.inputs, seeds.fields and the languages "
+                "of the recipes"
+            )
         (partial / PLAN).write_text(json.dumps({"inputs": inputs, "units": units}, indent=1) + "\n", encoding="utf-8")
     return [unit["name"] for unit in units]
 

@@ -103,7 +103,7 @@ class Rate:
             return start, state["epoch"], Place(most, tokens)
 
     def settle(self, place: Place, tokens: int | None) -> None:
-        """Book the difference between the tokens of a response and those of its place. None: the server reported none."""
+        """Book the difference between the tokens of a response and the tokens of its place. None: the server reported none."""
         if self._tokens is None or tokens is None:
             return
         with self._state.update() as state:

@@ -1,7 +1,7 @@
 """The interface of recipes.
 
-A recipe asks nothing itself. `requests` is a generator: it yields requests, receives their responses, and returns drafts or a refusal. The
-unit runner sends the requests of many seeds together, stores every response in a journal, and replays stored responses after a restart.
+A recipe sends no requests itself. `requests` is a generator: it yields requests, receives their responses, and returns drafts or a refusal.
+The unit runner sends the requests of many seeds together, stores every response in a journal, and replays stored responses after a restart.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Choose:
     by: str
     """first: the first one. all: the list of them. agreement: the first one with the most frequent value of `key`."""
     key: str | None = None
-    """agreement: name of the compared value in the parser's dict; left out for parsers with one text or number."""
+    """agreement: name of the compared value in the parser's dict; not used for parsers with a single text or number."""
     least: float = 0.5
     """agreement: smallest share of the samples with that value, including the refused ones in the count."""
 
@@ -98,7 +98,7 @@ class DraftConfig:
     text: str | None = None
     """Template."""
     messages: tuple[Mapping[str, str], ...] = ()
-    """Messages with `role`, and the template `content`. A message with an empty content is left out."""
+    """Messages with `role`, and the template `content`. A message with empty content is omitted."""
     when: str | None = None
     """Jinja expression. If it is false, there is no such record."""
     for_each: str | None = None
@@ -185,7 +185,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> RecipeConfig:
     for number, fields in enumerate(steps, 1):
         step = _step(fields, f"{where}: step {fields.get('name', number)}")
         if step.name in [one.name for one in read]:
-            raise PlamoError(f"{where}: two steps have the name {step.name}: names must differ. Rename one")
+            raise PlamoError(f"{where}: two steps have the name {step.name}: names must be unique. Rename one")
         read.append(step)
     return RecipeConfig(
         **{name: given[name] for name in ("name", "version", "description", "language", "kind", "source")},
@@ -222,7 +222,7 @@ def _step(given: Mapping[str, Any], where: str) -> StepConfig:
         _allow(isinstance(fields.get(name), str | None), where, fields, name, "a text")
     if fields.get("system") is not None:
         plain = all(isinstance(one, str) for one in fields.get("chat", (None,)))
-        _allow(plain, where, fields, "system", "left out unless all wordings of chat are texts")
+        _allow(plain, where, fields, "system", "omitted unless all wordings of chat are texts")
     variables = fields.get("variables", {})
     _allow(
         _names(variables) and _is_json(variables), where, fields, "variables", "a mapping of names to values of JSON"

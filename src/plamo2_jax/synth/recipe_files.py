@@ -22,7 +22,7 @@ _ENDING = ".yaml"
 
 @functools.cache
 def builtin_recipes() -> tuple[str, ...]:
-    """Return the names of the recipes of this package: those of its recipe files, and those that need no model."""
+    """Return the names of the recipes of this package: its recipe files, and the recipes without a model."""
     names = sorted(path.name.removesuffix(_ENDING) for path in _FILES.iterdir() if path.name.endswith(_ENDING))
     return (*names, *RULE_RECIPES)
 

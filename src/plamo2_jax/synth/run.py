@@ -1,6 +1,6 @@
 """Plan and generate: write the work units of a configuration, and work on them beside other workers.
 
-OUTPUT/plan/             the work units; written before anything is asked
+OUTPUT/plan/             the work units; written before the first request
 OUTPUT/units/            responses and outcomes of each unit
 OUTPUT/spending.json     what all starts of all workers have spent, in `synth.spending`
 """
@@ -42,12 +42,12 @@ def open_recipes(config: SynthConfig) -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for use in config.recipes:
         if use.name in recipes:
-            raise PlamoError(f"recipes has {use.name} twice: raise its samples instead")
+            raise PlamoError(f"`recipes` has {use.name} twice: each recipe must occur once. Raise its samples instead")
         recipe = recipes[use.name] = open_recipe(use.name)
         if recipe.uses_model and config.generator is None:
-            raise PlamoError(f"the recipe {use.name} needs a model: add generator to the config")
+            raise PlamoError(f"the recipe {use.name} needs a model: add `generator` to the config")
         if needs_judge(recipe.verify) and config.judge is None:
-            raise PlamoError(f"the recipe {use.name} has the verification step judge: add judge to the config")
+            raise PlamoError(f"the recipe {use.name} has the verification step `judge`: add `judge` to the config")
     return recipes
 
 

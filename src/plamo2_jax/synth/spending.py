@@ -1,4 +1,4 @@
-"""What a run has spent: stored responses in the journals of the units, and what was paid for without a stored response.
+"""Spending of a run: stored responses in the journals of the units, and responses that were paid for but not stored.
 
 OUTPUT/spending/HOST-PROCESS-RANDOM.json    one file for each start of a worker: its seconds, and its wasted attempts. Only that worker
                                             writes the file, and replaces it as a whole, so no lock is needed
@@ -139,7 +139,7 @@ class Ledger:
 
 
 class StoredSpending:
-    """Sums over the journals and the files of all starts of all workers. Of journals, only new lines are read.
+    """Sums over the journals and the files of all starts of all workers. Only new lines of the journals are read.
 
     Args:
         output: OUTPUT.

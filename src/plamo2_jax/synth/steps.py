@@ -44,7 +44,7 @@ class Given:
     random_seed: int = 0
     """Random seed of requests."""
     allow_unisolated_code: bool = False
-    """Run programs that a model wrote even if this system cannot isolate them."""
+    """Run model-written programs even if this system cannot isolate them."""
 
     def value(self, name: str) -> Any:
         """Return a field of the draft or, without one, of the seed. Return None without both."""

@@ -187,7 +187,7 @@ class _DraftTemplate:
         self._scores = {name: Expression(one, names, f"{where}: {name}") for name, one in config.scores.items()}
 
     def __call__(self, variables: Mapping[str, Any]) -> list[Draft]:
-        """Return the drafts. A draft without text, or without an answer of the assistant, is left out."""
+        """Return the drafts. A draft without text, or without an answer of the assistant, is omitted."""
         if self._when is not None and not self._when(variables):
             return []
         if self._for_each is None:

@@ -41,4 +41,4 @@ def _random(recipe: Recipe, seed: Seed, random_seed: int) -> np.random.Generator
 
 
 def _ask_nobody(requests: Sequence[Any]) -> list[RequestError]:
-    return [RequestError("there is no model: give one") for _ in requests]
+    return [RequestError("the recipe needs a model: give `model`") for _ in requests]

@@ -1,6 +1,6 @@
-"""Work units: ask the models what a unit needs, verify the drafts, and write the result once.
+"""Work units: send the requests of a unit to the models, verify the drafts, and write the result once.
 
-OUTPUT/units/NNNNN/journal.jsonl    every response, so that no paid response is asked for again
+OUTPUT/units/NNNNN/journal.jsonl    every response, so that no request is paid for twice
 OUTPUT/units/NNNNN/done.jsonl       the outcome of each entry, in the order of the plan; it appears complete
 
 The bytes of done.jsonl depend on the plan and the responses only, not on interruptions or on the number of workers.
@@ -145,7 +145,7 @@ class UnitRunner:
 
             def ask(requests: Sequence[Any]) -> Sequence[Any]:
                 if asker is None:
-                    raise PlamoError("a recipe needs a model: add generator to the config")
+                    raise PlamoError("a recipe needs a model: add `generator` to the config")
                 return asker(requests)
 
             given_up = {id for id, one in failed.items() if one["attempts"] >= self.config.limits.attempts}
@@ -262,7 +262,7 @@ class _LeasedJournal(Journal):
 
 
 class _UsageCounter:
-    """Sums what the responses to the requests of an entry cost."""
+    """Sums the cost of the responses to the requests of an entry."""
 
     def __init__(self, config: SynthConfig):
         self._config, self._spent = config, Spending()

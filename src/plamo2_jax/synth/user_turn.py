@@ -1,6 +1,6 @@
 """The prompt that lets a chat model write a message of the user (Magpie, arXiv:2406.08464).
 
-A chat model that continues the text before the user's message writes a message that a user might send. The text before it is that of the
+A chat model that continues the text before the user's message writes a message that a user might send. The text before it comes from the
 chat template, with control tokens. A text in a request never becomes control tokens, so a model in this process gets token ids.
 """
 
@@ -27,7 +27,7 @@ class UserTurn:
     bos: bool = False
     """Whether the beginning-of-document id is put before a text."""
     stop_ids: tuple[int, ...] | None = None
-    """Ids that end the message. None: those of the server."""
+    """Ids that end the message. None: the ids of the server."""
 
 
 def local_user_turn(model: ChatModel) -> UserTurn | None:

@@ -113,7 +113,7 @@ def open_step(verification: Verification, where: str = "verify") -> steps.Step:
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise PlamoError(f"{where}: {name} lacks the parameter {missing[0]}")
+        raise PlamoError(f"{where}: {name}: the parameter {missing[0]} is missing")
     try:
         return kind(**values)
     except PlamoError as error:

@@ -54,7 +54,7 @@ _TAKEN = frozenset(
 
 
 def template_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that a template may read as variables. Names that this package or Jinja uses are left out."""
+    """Return the fields of a record that a template may read as variables. Names that this package or Jinja uses are omitted."""
     return {name: value for name, value in fields.items() if name.isidentifier() and name not in _TAKEN}
 
 
@@ -158,7 +158,7 @@ class ChatTemplate:
             shielded = _shield(given, controls)
             text = self._template.render({**_TOKENS, **shielded, "add_generation_prompt": add_generation_prompt})
             if not _is_unicode(text) and _is_unicode(json.dumps(shielded, ensure_ascii=False)):
-                raise ChatTemplateError(f"{self.name} writes a lone surrogate, which is not text")
+                raise ChatTemplateError(f"{self.name} returns a lone surrogate, which is not valid text")
             return text
         except RecursionError:
             raise ChatTemplateError(f"{self.name} fails on this conversation: it nests too deeply") from None

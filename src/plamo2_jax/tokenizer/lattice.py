@@ -1,8 +1,8 @@
 """The two inner loops of the encoder: a trie over code points, and the cheapest path through the lattice of matching tokens.
 
-The result equals that of the published encoder, an Aho-Corasick automaton that runs from the end of the text: walking the trie from i finds
-every token that starts at i, and the same backward recursion chooses among them. Trie nodes are numbered level by level, with the children
-of a node adjacent and sorted, so the trie is stored in flat arrays and built by a few sorts.
+The result is the same as from the published encoder, an Aho-Corasick automaton that runs from the end of the text: walking the trie from i
+finds every token that starts at i, and the same backward recursion chooses among them. Trie nodes are numbered level by level, with the
+children of a node adjacent and sorted, so the trie is stored in flat arrays and built by a few sorts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def build_trie(tokens: list[str], ids: np.ndarray, costs: np.ndarray) -> Trie:
 
 
 def cheapest_ids(points, root, first_child, label, node_token, node_cost, token_length, byte_ids, window):
-    """Return the token ids of the cheapest segmentation. Of equal costs, the longest token wins, and a token wins over bytes.
+    """Return the token ids of the cheapest segmentation. With equal costs, the longest token wins, and a token wins over bytes.
 
     This is plain Python that numba can compile without changes (`compiled_encoder`).
 

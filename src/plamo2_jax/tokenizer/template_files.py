@@ -131,7 +131,7 @@ def _default(value: Any, where: str) -> str:
         if "default" not in value:
             names = ", ".join(sorted(map(str, value)))[:100] or "none"
             raise ChatTemplateError(
-                f"{where} has no template named default, only {names}. Rename one of them to default"
+                f"{where} has no template named default, but only {names}: rename one of them to default"
             )
         value = value["default"]
     if not isinstance(value, str):

@@ -136,5 +136,5 @@ def _ending(status: int, seconds: float) -> str:
         return f"it needs more than {seconds:.1f} s of CPU time, which is the limit"
     if status < 0:
         name = signal.Signals(-status).name
-        return f"it killed the process that renders it ({name}): the limits are {seconds:.1f} s and {MEMORY_BYTES >> 20} MiB"
-    return f"the process that renders it ended with status {status}"
+        return f"the rendering process was killed ({name}): the limits are {seconds:.1f} s and {MEMORY_BYTES >> 20} MiB"
+    return f"the rendering process ended with status {status}"

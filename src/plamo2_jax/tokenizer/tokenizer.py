@@ -197,7 +197,7 @@ class Tokenizer:
     def id_of(self, token: str) -> int:
         """Return the id of a token string. Raise PlamoError if the vocabulary has no such row."""
         if token not in self._ids:
-            raise PlamoError(f"the vocabulary has no row {token!r}")
+            raise PlamoError(f"the tokenizer has no token {token!r}")
         return self._ids[token]
 
     @property

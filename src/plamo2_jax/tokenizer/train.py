@@ -89,7 +89,7 @@ def train_tokenizer(
     """
     sample = sample_texts(texts, options.sample_bytes, options.seed, progress=progress)
     if not sample:
-        raise PlamoError("every input is empty: a vocabulary needs text")
+        raise PlamoError("all inputs are empty: training a tokenizer needs text")
     pieces = _train_pieces(sample, options, progress)
     return Tokenizer.from_rows(_rows(pieces, options.vocab_size), "the trained vocabulary")
 
@@ -161,7 +161,7 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
         "minloglevel": 2,
     }
     megabytes = sum(len(part.encode()) for part in sample) / 1e6
-    title = f"training {options.vocab_size} rows on {megabytes:.1f} MB"
+    title = f"training a vocabulary of {options.vocab_size:,} tokens on {megabytes:.1f} MB"
     # SentencePiece trains in one call without progress reports, but other threads can run: show the elapsed time.
     with ThreadPoolExecutor(1) as pool, tqdm(desc=title, bar_format="{desc}: {elapsed}", disable=not progress) as bar:
         training = pool.submit(sentencepiece.SentencePieceTrainer.train, **arguments)
@@ -188,13 +188,15 @@ def _rows(pieces: list[tuple[str, float]], vocab_size: int) -> list[list]:
     excess = len(ranked) - (vocab_size - FIRST_TRAINED_ROW)
     if excess < 0:
         raise PlamoError(
-            f"vocab_size={vocab_size} is not allowed: the text supports at most {vocab_size + excess} rows. Lower it or give more text"
+            f"vocab_size={vocab_size} is not allowed: the text supports at most {vocab_size + excess} rows. "
+            "Lower vocab_size or give more text"
         )
     long = [token for token, _ in ranked if len(token) > 1]
     if excess > len(long):
         raise PlamoError(
-            f"vocab_size={vocab_size} is not allowed: the characters of the text need {len(ranked) - len(long)} rows"
-            f" besides the fixed {FIRST_TRAINED_ROW}. Raise it or lower character_coverage"
+            f"vocab_size={vocab_size} is not allowed: the characters of the text need "
+            f"{len(ranked) - len(long)} rows in addition to the {FIRST_TRAINED_ROW} fixed rows. Raise "
+            "vocab_size or lower character_coverage"
         )
     dropped = set(long[len(long) - excess :])
     rows = [[UNK, 0.0, UNKNOWN], *([token, 0.0, CONTROL] for token in CONTROL_ROWS)]

@@ -56,7 +56,7 @@ def announce(config: RunConfig, trained: Any, mesh: Mesh, parts: Sequence[int], 
         f"devices: {mesh.devices.size} {device.device_kind} in {jax.process_count()} process(es); mesh {axes}; "
         f"sharding {config.sharding}"
     )
-    say(f"steps: {config.steps:,} of {rows} x {length} = {rows * length:,} tokens; {_epochs(config, parts)}")
+    say(f"steps: {config.steps:,} with {rows} x {length} = {rows * length:,} tokens each; {_epochs(config, parts)}")
     say(f"start: {start}")
 
 

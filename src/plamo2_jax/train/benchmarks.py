@@ -15,7 +15,7 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarksConfig:
-    """Benchmark tasks of a run.
+    """Benchmark tasks that are evaluated during training.
 
     Raises:
         PlamoError: A field is out of range.
@@ -24,17 +24,17 @@ class BenchmarksConfig:
     tasks: tuple[str, ...] = ()
     """Names of tasks (plamo2 evaluate --list). Empty: none."""
     every: int | None = None
-    """Steps between evaluations on the tasks. The last step always has one. None: evaluate_every."""
+    """Number of steps between evaluations on the tasks. The last step always has an evaluation. None: evaluate_every."""
     limit: int | None = None
     """Maximum number of items of each task, spread evenly over its items. None: all."""
     paths: dict[str, Path] = dataclasses.field(default_factory=dict)
-    """Data by task, for tasks whose data is not part of this package."""
+    """Data paths by task, for tasks whose data is not part of this package."""
     shots: int | None = None
-    """Number of examples in a prompt. None: the default of each task."""
+    """Number of few-shot examples in a prompt. None: the default of each task."""
     lengths: tuple[int, ...] = ()
     """Lengths of generated contexts, in tokens. Empty: the default of each task."""
     max_new_tokens: int | None = None
-    """Largest number of tokens of an answer. None: the default of each task."""
+    """Maximum number of tokens of an answer. None: the default of each task."""
     template: str = "chat"
     """Chat template for conversations: chat, translate, a Jinja file or a folder with one."""
     batch_size: int = 64

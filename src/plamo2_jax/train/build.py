@@ -6,7 +6,6 @@ The train loop compiles and runs it, `plamo2 plan` compiles it for a TPU slice, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import RunConfig
-from plamo2_jax.train.gather_once import gather_once
+from plamo2_jax.train.gather_once import GatherOnce
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -125,11 +124,11 @@ def build_train_program(
     loss_fn = task.loss_fn
     if config.linear_type == "fp8":
         loss_fn = _in_float8(loss_fn, task.trainable.axes)
-    distribute = None
-    if config.sharding == "zero1":
-        settings = {"logical_axes": task.trainable.axes, "dtype": jnp.dtype(config.dtype)}
-        distribute = functools.partial(gather_once, mesh=mesh, shardings=placed, **settings)
-    step = make_step(loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay, distribute)
+    gather_once = None
+    if config.sharding in ("zero1", "zero2"):
+        settings = {"dtype": jnp.dtype(config.dtype), "sends_each": config.sharding == "zero2"}
+        gather_once = GatherOnce(mesh, placed, task.trainable.axes, **settings)
+    step = make_step(loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay, gather_once)
     options = compiler_options(mesh.devices.flat[0], config.compiler_options)
     return TrainProgram(mesh, model, task, optimizer, state, batch, step, new_state, options)
 

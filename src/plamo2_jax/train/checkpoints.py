@@ -155,7 +155,7 @@ class RunCheckpoints:
                 _set_data(data, iterator, guard)
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
-                    f"the local checkpoint of step {local} cannot be resumed from: {first_line(error)}"
+                    f"cannot resume from the local checkpoint of step {local}: {first_line(error)}"
                 ) from error
             return state
         raise no_checkpoint_left(self._folder)
@@ -181,7 +181,7 @@ class RunCheckpoints:
         if before is not None:
             for number in found:
                 if number > before:
-                    reason = f"is not used after the spike of the loss at step {step}"
+                    reason = f"is not used, because it is after the loss spike at step {step}"
                     self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
             if self._local is not None:
                 self._local.drop_after(before)
@@ -207,8 +207,8 @@ class RunCheckpoints:
         # Orbax and TensorStore describe a full disk in hundreds of characters.
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return CheckpointError(
-            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {reason}. "
-            f"Finished checkpoints there: {kept}"
+            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: "
+            f"{reason}. Finished checkpoints in this folder: {kept}"
         )
 
 
@@ -252,15 +252,15 @@ def read_state(
                 data = reader.restore(path / DATA, args=ocp.args.JsonRestore())
             _set_data(data, iterator, guard)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
+        raise CheckpointError(f"cannot resume from {path}: {first_line(error)}") from error
     return TrainState(params=params, ema=ema, **rest)
 
 
 def no_checkpoint_left(folder: Path) -> CheckpointError:
     """Return the error for a run whose checkpoints are all damaged."""
     return CheckpointError(
-        f"{folder} has no checkpoint left to resume from, only damaged ones ({', '.join(integrity.damaged(folder))}). Restore one from a "
-        "copy, or start the run again under another name"
+        f"{folder} has no intact checkpoint to resume from; damaged: {', '.join(integrity.damaged(folder))}. "
+        "Restore a checkpoint from a backup, or start the run again under another name"
     )
 
 

@@ -76,93 +76,96 @@ class TaskConfig(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One training run. The resolved configuration is written to config.json in the run's folder.
+    """Configuration of a training run. The resolved configuration is written to config.json in the run folder.
 
     Raises:
         PlamoError: A field is out of range.
     """
 
     name: str
-    """Name of the run and of its folder in `output`."""
+    """Name of the run. Its folder is output/name."""
     model: ModelConfig
     """Shape of the network."""
     tokenizer: Path = dataclasses.field(metadata=FREE)
-    """tokenizer.jsonl, or a folder that contains it. It must be the tokenizer of the shards."""
+    """tokenizer.jsonl, or a folder that contains it. It must be the tokenizer that wrote the shards."""
     data: DataConfig
-    """Training data, and how they are mixed, shuffled and packed."""
+    """Training data: mixture, shuffling and packing."""
     steps: int
-    """Number of updates. It may increase when a run is resumed, if the learning rates of all updates so far stay the same: with a wsd
-    schedule, before the decay begins, and with warmup given as a number of steps."""
+    """Number of training steps (optimizer updates). You can increase it when you resume a run, if the learning rates of all finished steps
+    stay the same: with a wsd schedule, before the decay begins, and with `warmup` given as a number of steps."""
     task: Annotated[TaskConfig, tyro.conf.arg(name="")]
-    """Task of the run: Pretrain, Distill, Sft or Dpo. On the command line, its fields have no prefix: --z-loss."""
+    """Task of the run: Pretrain, Distill, Sft or Dpo. On the command line, its fields have no prefix, as in --z-loss."""
     output: Path = dataclasses.field(default=Path("runs"), metadata=FREE)
-    """Folder of all runs, or gs://BUCKET/FOLDER. This run is written to output/name."""
+    """Folder for runs, or gs://BUCKET/FOLDER. This run is written to output/name."""
     init_from: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Initial parameters: a run folder (its newest checkpoint) or a folder of the public layout. Ignored if the run already has a
+    """Initial parameters: a run folder (its newest checkpoint) or a folder in Hugging Face format. Ignored if the run already has a
     checkpoint."""
     fork: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Start from a checkpoint of another run, RUN@STEP, or RUN for its newest, with its optimizer state, number of updates and random key.
-    `steps` includes the updates before the fork. Ignored if the run already has a checkpoint."""
+    """Start from the full training state of another run: RUN@STEP, or RUN for its newest checkpoint. Optimizer state, step and random key
+    are taken over. `steps` includes the steps before the fork. Ignored if the run already has a checkpoint."""
     fork_data: Literal["continue", "restart"] = dataclasses.field(default="continue", metadata=FREE)
-    """continue: a fork continues at the data position of the other run, which must have the same data. restart: it reads its data from the
-    beginning."""
+    """Data position of a fork. continue: continue at the data position of the other run, which must have the same data. restart: read the
+    data from the beginning."""
     heldout: dict[str, Path] = dataclasses.field(default_factory=dict, metadata=FREE)
-    """Held-out data by name, measured at every evaluation. For text: folders of shards by language, measured in bits per byte."""
+    """Held-out data by name, measured at every evaluation. For text: folders of shards by language; the metric is bits per byte."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    """AdamW, clipping and weight decay."""
+    """AdamW optimizer, gradient clipping and weight decay."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    """Learning rate over the run."""
+    """Learning-rate schedule."""
     accumulation: int = dataclasses.field(default=1, metadata=FREE)
-    """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result,
-    except that dropout and NEFTune draw other noise."""
+    """Gradient accumulation: number of micro-batches per step; it must divide the batch size. More micro-batches need less memory and give
+    the same result, except that dropout and NEFTune use different noise."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """dtype of activations. Parameters, optimizer, scan state, norm statistics, softmax and loss are always float32."""
     linear_type: LinearType = "normal"
-    """Products of a step with the projections and the MLP, named as in the public config.json. normal: in `dtype`. fp8: operands are
-    rounded to 8-bit floats, forward (e4m3) and backward (e5m2); parameters stay float32. Held-out data are measured in `dtype`."""
+    """Precision of the matrix products of the projections and the MLP in a train step. normal: `dtype`. fp8: operands are rounded to 8-bit
+    floats, e4m3 in the forward and e5m2 in the backward pass; parameters stay float32. Held-out data are measured in `dtype`."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=FREE)
-    """Device mesh. By default, parameters and rows are divided over as many devices as the number of rows allows."""
+    """Device mesh. By default, parameters and rows are sharded over as many devices as the number of rows allows."""
     sharding: Strategy = dataclasses.field(default="fsdp_tensor", metadata=FREE)
-    """How parameters and optimizer state are divided over the mesh; see plamo2_jax.sharding.rules."""
+    """Strategy for sharding parameters and optimizer state over the mesh (docs/sharding.md). zero1 and zero2 gather the parameters once per
+    step; the others gather them for each use."""
     remat: Remat = dataclasses.field(default="none", metadata=FREE)
-    """Activations of each period of layers that are saved for the backward pass, which recomputes the others. none: all. dots: its input
-    and the products with weights. dots_except_up, dots_except_gate_up: the same without the widest products of the MLP. outputs: its input
-    and the results of mixers and MLPs. block: its input, for the least memory and about a third more time. offload: its input, in host
-    memory."""
+    """Rematerialization: the activations of each period of layers that are saved for the backward pass; the others are recomputed. none:
+    all are saved. dots: its input, the products with weights, and the outputs of attention. dots_except_up, dots_except_gate_up: the same
+    without the widest products of the MLP. outputs: its input, the results of mixers and MLPs, and the outputs of attention. block: its
+    input, for the least memory and about a third more time. offload: its input, in host memory."""
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
-    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary, the logits are by far the largest activation:
-    rows × sequence_length × vocab_size × 4 bytes. With chunks, logits are computed twice."""
+    """Number of positions of each row whose logits are in memory at the same time; none: all. With a large vocabulary, the logits are by
+    far the largest activation: rows × sequence_length × vocab_size × 4 bytes. With chunks, the logits are computed twice."""
     compiler_options: dict[str, str] = dataclasses.field(default_factory=dict, metadata=FREE)
-    """Options of the TPU compiler by name, in addition to the options for the generation of the chip (docs/compiler_options.md). An empty
-    value removes an option."""
+    """Options of the TPU compiler as names and values, in addition to the defaults for the TPU generation (docs/compiler_options.md). An
+    empty value removes an option."""
     ema_decay: float | None = None
-    """Decay per update of a moving average of the parameters (0.999 averages about the last thousand updates). Checkpoints contain the
-    average (RUN@ema in merge, extend and convert), and held-out data are measured with it too. None: no average."""
+    """Decay per step of an exponential moving average of the parameters (0.999 averages about the last thousand steps). Checkpoints contain
+    the average (RUN@ema in other commands), and held-out data are also measured with it. None: no average."""
     seed: int = 0
-    """Random seed of the initial parameters. The data have their own seed."""
+    """Random seed of the initial parameters. data.seed is the seed of the data."""
     checkpoint_every: int = dataclasses.field(default=1000, metadata=FREE)
-    """Steps between checkpoints. The last step always has one."""
+    """Number of steps between checkpoints. The last step always has a checkpoint."""
     max_to_keep: int = dataclasses.field(default=3, metadata=FREE)
-    """Number of checkpoints to keep; older ones are deleted."""
+    """Maximum number of checkpoints to keep; older ones are deleted."""
     local_checkpoints: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Folder for local checkpoints, on a disk of each host. A job that restarts on the same hosts resumes from them. None: no local
-    checkpoints."""
+    """Folder on a local disk of each host, for additional checkpoints that are faster to write. A job that restarts on the same hosts
+    resumes from them. None: no local checkpoints."""
     local_every: int = dataclasses.field(default=100, metadata=FREE)
-    """Steps between local checkpoints. Steps with a checkpoint in the run's folder have no local one."""
+    """Number of steps between local checkpoints. Steps with a checkpoint in the run folder have no local checkpoint."""
     evaluate_every: int = dataclasses.field(default=1000, metadata=FREE)
-    """Steps between measurements of held-out data. The last step always has one."""
+    """Number of steps between evaluations on held-out data. The last step always has an evaluation."""
     evaluation: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig, metadata=FREE)
-    """Benchmark tasks that the current parameters answer during training."""
+    """Benchmark tasks that are evaluated during training."""
     device_prefetch: int = dataclasses.field(default=2, metadata=FREE)
-    """Largest number of batches that a thread puts onto the devices while steps run; 0: put each batch when its step needs it."""
+    """Maximum number of batches that a background thread puts onto the devices in advance; 0: put each batch when its step needs it."""
     log_every: int = dataclasses.field(default=10, metadata=FREE)
-    """Steps between writes to the log, which wait for the device. Every step has a line in the log."""
+    """Number of steps between writes to the log; each write waits for the device. The log has a line for every step."""
     max_skipped: int = dataclasses.field(default=5, metadata=FREE)
-    """Updates that are not finite are skipped. The run stops if more than this number are skipped in a row."""
+    """Maximum number of consecutive skipped updates. Updates that are not finite (NaN or infinity) are skipped; the run stops if more than
+    this number are skipped in a row."""
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
-    """Roll back to a checkpoint after a spike of the loss; off unless spike.factor is given."""
+    """Rollback to a checkpoint after a loss spike. Off unless spike.factor is set."""
     stall_seconds: float = dataclasses.field(default=600.0, metadata=FREE)
-    """Seconds without a step after which the stacks of all threads are written to stderr and stalls.txt. Compilation does not count."""
+    """Time without a finished step after which the stack traces of all threads are written to stderr and stalls.txt, in seconds.
+    Compilation does not count."""
 
     def __post_init__(self) -> None:
         allowed = "a folder name: not empty, no slash, no leading dot"

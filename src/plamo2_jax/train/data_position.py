@@ -1,4 +1,4 @@
-"""The data position of a job: what the iterators of all processes together have read."""
+"""The data position of a job, over the iterators of all processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def gather_position(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Args:
         state: State of this process's iterator. With `data.packing="per_process"`, it holds the states of the packing shards that this
-            process serves, and the result holds those of all processes. Otherwise it is the same in all processes and is returned.
+            process serves, and the result holds the states of all packing shards. Otherwise it is the same in all processes and is
+            returned.
     """
     if jax.process_count() == 1 or STATES not in state:
         return state

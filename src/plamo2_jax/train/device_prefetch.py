@@ -17,7 +17,7 @@ Place = Callable[[Batch], dict[str, jax.Array]]
 
 
 class DevicePrefetch:
-    """Iterator of placed batches, the same as those of `place(next(iterator))`.
+    """Iterator of placed batches, equal to `place(next(iterator))`.
 
     Its state is the position after the last batch that it returned: batches that were only placed in advance do not count as read.
 

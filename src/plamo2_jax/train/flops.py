@@ -33,7 +33,7 @@ def model_flops_utilization(
 ) -> float | None:
     """Return the model FLOPs utilization (PaLM, arXiv:2204.02311, appendix B): FLOP/s of the model over peak FLOP/s of the devices.
 
-    A training step costs three forward passes; rematerialization is not counted. The peak is always that of bfloat16.
+    A training step costs three forward passes; rematerialization is not counted. The peak is always the bfloat16 peak.
 
     Args:
         config: Trained model.

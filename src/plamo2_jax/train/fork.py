@@ -79,8 +79,8 @@ def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str,
     theirs = fill_defaults(checkpoint.read_config(folder), config)
     if not (path / TRAINING).is_dir():
         raise ForkError(
-            f"RunConfig.fork={address(config.fork)!r} is not allowed: {name} holds parameters without the state of an optimizer. "
-            "Use init_from to start from parameters"
+            f"RunConfig.fork={address(config.fork)!r} is not allowed: {name} has parameters but no optimizer "
+            "state. Use init_from to start from parameters"
         )
     if step >= config.steps:
         raise ForkError(
@@ -89,15 +89,17 @@ def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str,
         )
     for key, what in (("tokenizer_fingerprint", "tokenizer"), (BASE_FINGERPRINT, "base of its adapters")):
         if key in theirs and key in description and theirs[key] != description[key]:
-            raise ForkError(f"RunConfig.fork={name} is not allowed: that run has another {what} than this one")
+            raise ForkError(
+                f"RunConfig.fork={name} is not allowed: that run has a different {what}. Both must be the same"
+            )
     data = ("data", "examples")
     compared = ({key: described.get(key) for key in data} for described in (description, theirs))
     others = differences(*compared, frozenset(free_fields(config)))
     if others and config.fork_data == "continue":
         listed = "; ".join(others)
         raise ForkError(
-            f"fork={name} cannot continue at the data position of that run, because the data are others ({listed[:200]}). "
-            "Give fork_data='restart' to read these data from their beginning"
+            f"fork={name} cannot continue at the data position of that run, because the data differ "
+            f"({listed[:200]}). Set fork_data='restart' to read the data of this run from the beginning"
         )
     check_state(folder, step, abstract)
     damage, has_manifest = integrity.find_damage(path)

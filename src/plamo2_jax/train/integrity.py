@@ -38,7 +38,7 @@ def find_damage(step_folder: Path) -> tuple[str | None, bool]:
 
 
 def written_by(step_folder: Path) -> dict[str, Any]:
-    """Return what the manifest of a checkpoint records about its origin: versions, commit, mesh and processes."""
+    """Return the origin of a checkpoint from its manifest: versions, commit, mesh and processes."""
     content = read_json_object(step_folder / manifest.MANIFEST)
     return {name: value for name, value in content.items() if name not in ("files", "config")}
 
@@ -59,7 +59,7 @@ def damaged(folder: Path) -> list[str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what a checkpoint records about the code that writes it: versions and commit."""
+    """Return the description of the code for the manifest of a checkpoint: versions and commit."""
     return {"plamo2_jax": plamo2_jax.__version__, "commit": _commit(), "jax": jax.__version__}
 
 

@@ -100,7 +100,7 @@ class LocalCheckpoints:
             state = shard_files.read_shards(path, content["leaves"], self._abstract)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
-                f"{path} cannot be resumed from: {first_line(error)}. Remove it to resume from a persistent checkpoint"
+                f"cannot resume from {path}: {first_line(error)}. Remove it to resume from a persistent checkpoint"
             ) from error
         return state, content["data"]
 

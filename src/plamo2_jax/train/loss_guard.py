@@ -18,7 +18,7 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class SpikeConfig:
-    """Detection of loss spikes. After a spike, the run returns to the newest checkpoint before it and skips the data up to its end, like
+    """Detection of loss spikes. After a spike, the run rolls back to the newest checkpoint before it and skips the data of the spike, as in
     PaLM (arXiv:2204.02311, section 5.1).
 
     Raises:
@@ -26,11 +26,11 @@ class SpikeConfig:
     """
 
     factor: float | None = None
-    """A loss above this factor times the running median is high. None: no detection."""
+    """A loss counts as high if it is above this factor times the running median. None: no detection."""
     steps: int = 5
-    """Number of consecutive high losses that are a spike."""
+    """Number of consecutive high losses that count as a spike."""
     window: int = 100
-    """Number of steps in the running median. There are no spikes before this number of steps."""
+    """Number of steps in the running median. No spike is detected before this number of steps."""
     max_rollbacks: int = 5
     """Maximum number of rollbacks; one more stops the run."""
 
@@ -58,7 +58,8 @@ class Divergence(PlamoError):
 
     def __init__(self, reason: str):
         super().__init__(
-            f"{reason}; lower schedule.learning_rate or optimizer.clip_norm, or lengthen the warm-up, in a run of another name"
+            f"{reason}. Lower schedule.learning_rate or optimizer.clip_norm, or lengthen the warm-up, in a run "
+            "with a new name"
         )
 
 
@@ -92,8 +93,9 @@ class LossGuard:
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row > self._max_skipped:
                 raise Divergence(
-                    f"step {step}: loss {loss} with gradient norm {grad_norm}, and {self._skipped_in_a_row} updates in a row skipped for "
-                    f"that (max_skipped is {self._max_skipped})"
+                    f"step {step}: training diverged: the loss is {loss} and the gradient norm is {grad_norm}; "
+                    f"{self._skipped_in_a_row} updates in a row were skipped (max_skipped is "
+                    f"{self._max_skipped})"
                 )
             return None
         self._skipped_in_a_row = 0
@@ -129,8 +131,8 @@ class LossGuard:
         rollbacks = self.rollbacks + 1
         if rollbacks > self._spike.max_rollbacks:
             raise Divergence(
-                f"step {spike.last}: the loss left its median, {spike.median:.4g}, and spike.max_rollbacks "
-                f"({self._spike.max_rollbacks}) are used up"
+                f"step {spike.last}: training diverged: the loss is far above its median {spike.median:.4g}, "
+                f"and the run has already rolled back spike.max_rollbacks={self._spike.max_rollbacks} times"
             )
         self.set_state(saved.get_state())
         self.rollbacks, self.passed_over = rollbacks, drawn - saved.step

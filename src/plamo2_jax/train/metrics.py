@@ -63,7 +63,7 @@ class MetricsLog:
         folder = self._folder
         lines, damaged = scan_metrics(folder / METRICS) if step else ([], [])
         if damaged:
-            print(f"left out of the log: {len(damaged)} damaged line(s), the first: {damaged[0]}", file=sys.stderr)
+            print(f"{len(damaged)} damaged line(s) of the log are ignored; the first: {damaged[0]}", file=sys.stderr)
         kept = [line for line in lines if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
         """Time spent on the steps in the log, in seconds."""
@@ -149,7 +149,7 @@ def read_lines(
 
     Args:
         path: File to read. A missing file has no lines.
-        check: Returns a description of what is wrong with an object, or None.
+        check: Returns a description of the problem of an object, or None.
 
     Returns:
         The good lines, and a message for each bad line.
@@ -179,12 +179,12 @@ def read_lines(
 
 
 def metrics_problem(line: Mapping[str, Any]) -> str | None:
-    """Return a description of what is wrong with a line of metrics.jsonl, or None."""
+    """Return a description of the problem of a line of metrics.jsonl, or None."""
     if not is_step(line.get("step")):
         return 'must have an integer "step" of 0 or more'
     for name, value in line.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            return f"must have numbers alone; {name[:40]!r} is {type(value).__name__}"
+            return f"must contain only numbers, but {name[:40]!r} is {type(value).__name__}"
         if abs(value) > sys.float_info.max:
             return f"{name[:40]!r} is too large"
     return None

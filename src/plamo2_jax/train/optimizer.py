@@ -27,22 +27,22 @@ class OptimizerConfig:
     """
 
     beta1: float = 0.9
-    """Decay of the mean of gradients, per update."""
+    """Decay of the first moment (mean of gradients), per step."""
     beta2: float = 0.95
-    """Decay of the mean of squared gradients, per update."""
+    """Decay of the second moment (mean of squared gradients), per step."""
     epsilon: float = 1e-8
-    """Term added to the square root of the mean of squared gradients."""
+    """Term added to the square root of the second moment, for numerical stability."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of matrices, multiplied by the learning rate. Vectors, norms and per-head scales do not decay."""
+    """Decoupled weight decay, multiplied by the learning rate. It applies to matrices, not to vectors, norms and per-head scales."""
     decay_embedding: bool = False
-    """Whether parameters with a vocabulary axis decay too."""
+    """Apply weight decay also to parameters with a vocabulary axis (embedding and head)."""
     clip_norm: float = 1.0
-    """Maximum global norm of the gradients."""
+    """Gradient clipping: maximum global norm of the gradients."""
     mu_dtype: StateDtype = "float32"
-    """dtype of the mean of gradients between updates. bfloat16 saves 2 bytes per parameter. int8, in blocks with a scale each, saves almost
-    3 for matrices; other parameters stay in float32."""
+    """dtype in which the first moment is stored. bfloat16 saves 2 bytes per parameter. int8, in blocks with one scale each, saves almost 3
+    bytes per parameter of matrices; other parameters stay in float32."""
     nu_dtype: StateDtype = "float32"
-    """dtype of the mean of squared gradients between updates, as mu_dtype."""
+    """dtype in which the second moment is stored, as for mu_dtype."""
 
     def __post_init__(self) -> None:
         require(self, "beta1", 0 <= self.beta1 < 1, "in [0, 1)")

@@ -94,7 +94,7 @@ def prepare(
     take_lock()
     if run_folder.is_resumed(config, local_step) != is_resumed:
         raise TrainingError(
-            f"{config.folder} was written by another process meanwhile. Run this command again to resume it"
+            f"{config.folder} was written by another process in the meantime. Run the command again to resume"
         )
     run_folder.write_description(config, tokenizer, source, description)
     if local is not None:
@@ -131,13 +131,13 @@ def usable_devices(config: RunConfig, devices: int, processes: int) -> tuple[int
     config.mesh.shape(usable)
     if usable == devices:
         return usable, None
-    parts = math.prod(config.mesh.shape(devices)[:2])
     if processes > 1:
+        parts = math.prod(config.mesh.shape(devices)[:2])
         raise TrainingError(
             f"data.batch_size={config.data.batch_size} is not allowed: with {processes} processes, mesh.data × mesh.fsdp = {parts} must "
             f"divide the {rows} rows of a micro-batch. Give --data.batch-size a multiple of {parts * config.accumulation}"
         )
     return usable, (
-        f"training on {usable} of {devices} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), and "
-        f"all devices are used only if this is a multiple of mesh.data × mesh.fsdp, {parts}"
+        f"training uses only {usable} of {devices} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), which must "
+        "be a multiple of mesh.data × mesh.fsdp to use all devices"
     )

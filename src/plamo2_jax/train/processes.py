@@ -31,27 +31,27 @@ PEER_LOST = 75
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
-    """How this process joins a job of several processes.
+    """Settings for a job of several processes.
 
     Raises:
         PlamoError: A field is missing or out of range.
     """
 
     coordinator: str | None = None
-    """HOST:PORT of the first process; or `auto`: jax gets this, process_id and process_count from the TPU metadata, Slurm or Open MPI.
-    None: a job of one process."""
+    """HOST:PORT of the first process, or `auto`: JAX detects it, process_id and process_count on TPU pods and under SLURM or Open MPI.
+    None: a job with one process."""
     process_id: int | None = None
     """Index of this process, from 0."""
     process_count: int | None = None
     """Number of processes in the job."""
     heartbeat_seconds: int = 30
-    """Seconds without a heartbeat after which a process counts as lost, and the others end."""
+    """Time without a heartbeat after which a process counts as lost and the others end, in seconds."""
 
     def __post_init__(self) -> None:
         check = functools.partial(require, self, where="distributed")
         given = self.coordinator not in (None, "auto")
         for name in ("process_id", "process_count"):
-            allowed = "given with coordinator HOST:PORT" if given else "left out without coordinator HOST:PORT"
+            allowed = "given with coordinator HOST:PORT" if given else "None, because coordinator is not HOST:PORT"
             check(name, (getattr(self, name) is not None) == given, allowed)
         check("heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2")
         if given:
@@ -80,7 +80,8 @@ def join(config: ProcessesConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise PlamoError(
-            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}"
+            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}. "
+            "Check that all processes can reach this address and have the same process_count"
         ) from error
 
 
@@ -126,8 +127,8 @@ def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
         if jax.process_count() == 1 or (broken := _between_processes(error)) is None:
             raise
         _leave(
-            f"a collective failed, so another process is gone or unreachable; this process ends too. {_again(folder)} "
-            f"({first_line(broken)[:200]})"
+            "a collective failed: another process has ended or is unreachable, so this process ends too. "
+            f"{_again(folder)} ({first_line(broken)[:200]})"
         )
 
 
@@ -145,7 +146,9 @@ def leave_when_aborted(folder: os.PathLike[str]) -> None:
         import numba
     except ImportError:
         return
-    line = _line(f"jax aborted this process (see above), most likely because another process is gone. {_again(folder)}")
+    line = _line(
+        f"JAX aborted this process (see above), most likely because another process has ended. {_again(folder)}"
+    )
     text = ctypes.create_string_buffer(line)
     address, size, status = ctypes.addressof(text), len(line), PEER_LOST
     libc = ctypes.CDLL(None)

@@ -51,8 +51,8 @@ def roll_back(
     # Logged for the next step, because a run that resumes from this checkpoint has the spike again and writes this line again.
     log.write(before + 1, {"rollbacks": guard.rollbacks, "passed_over": guard.passed_over})
     print(
-        f"the loss was far above its median {spike.median:.4g} in steps {spike.first} to {spike.last}: returning to the checkpoint of "
-        f"step {before}, and skipping the data up to step {spike.last}",
+        f"loss spike: the loss was far above its median {spike.median:.4g} in steps {spike.first} to {spike.last}. The run rolls back to "
+        f"the checkpoint of step {before} and skips the data up to step {spike.last}",
         file=sys.stderr,
     )
     return state

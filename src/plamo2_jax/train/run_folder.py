@@ -65,7 +65,10 @@ def load_tokenizer(config: RunConfig) -> Tokenizer:
         PlamoError: The tokenizer does not exist or cannot be read.
     """
     if not located(config.tokenizer).exists():
-        raise TrainingError(f"RunConfig.tokenizer={str(config.tokenizer)!r} does not exist. Train a tokenizer first")
+        raise TrainingError(
+            f"RunConfig.tokenizer={str(config.tokenizer)!r} does not exist: it must be a tokenizer.jsonl or its "
+            "folder. Train one with plamo2 tokenizer train"
+        )
     return Tokenizer.load(config.tokenizer)
 
 
@@ -111,8 +114,9 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any], local_ste
         theirs = {**theirs, "steps": config.steps}
     if different := differences(ours, theirs, frozenset(free_fields(config))):
         raise TrainingError(
-            f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}). Give this run "
-            "another name, and fork=RUN@STEP to start from that run with its optimizer state, or init_from=RUN for its parameters only"
+            f"{folder} contains a run with a different configuration, so it cannot be resumed "
+            f"({'; '.join(different)}). Give this run a new name. To start from the other run, set "
+            "fork=RUN@STEP (with its optimizer state) or init_from=RUN (parameters only)"
         )
     if isinstance(steps, int) and steps < config.steps:
         _check_past(config, steps, local_step)
@@ -128,13 +132,17 @@ def _check_past(config: RunConfig, steps: int, local_step: int | None) -> None:
     if changed is None:
         return
     usable = [step for step in found if step <= changed]
-    advice = f"No checkpoint up to step {changed} is left to fork. Start a run from its parameters with init_from"
+    advice = (
+        f"No checkpoint up to step {changed} exists, so the run cannot be forked before the change. Start a new "
+        "run from its parameters with init_from"
+    )
     if usable:
-        advice = f"Fork it before that: --name NEW --fork {config.folder}@{usable[-1]} --steps {config.steps}"
+        advice = f"Fork it before the change: --name NEW --fork {config.folder}@{usable[-1]} --steps {config.steps}"
     updates = f"update {newest}" if changed + 1 == newest else f"updates {changed + 1} to {newest}"
     raise TrainingError(
-        f"{config.folder} cannot be resumed with steps={config.steps}: it was trained for {steps}, and {updates} had another learning "
-        f"rate. steps may increase while all rates so far stay the same, such as before a wsd decay begins. {advice}"
+        f"{config.folder} cannot be resumed with steps={config.steps}: it was trained with steps={steps}, and "
+        f"{updates} had a different learning rate. You can change `steps` only if the learning rates of all "
+        f"finished updates stay the same, for example before a wsd decay begins. {advice}"
     )
 
 

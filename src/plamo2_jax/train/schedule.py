@@ -25,13 +25,13 @@ class ScheduleConfig:
     """
 
     kind: Literal["wsd", "cosine"] = "wsd"
-    """wsd: warm-up, constant, decay. cosine: warm-up, then half a cosine to the end."""
+    """Shape of the schedule. wsd: warm-up, stable, decay. cosine: warm-up, then cosine decay to the end of the run."""
     learning_rate: float = 3e-4
     """Peak learning rate."""
     warmup: float = 0.01
     """Length of the warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
     decay_fraction: float = 0.2
-    """wsd: length of the decay at the end, as a fraction of all steps."""
+    """wsd: length of the final decay, as a fraction of all steps."""
     decay_shape: Literal["linear", "cosine", "one_minus_sqrt"] = "one_minus_sqrt"
     """wsd: shape of the decay. Hägele et al. (arXiv:2405.18392) found one_minus_sqrt best."""
     final_fraction: float = 0.0

@@ -12,7 +12,7 @@ import optax
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.train.gather_once import Sums
+from plamo2_jax.train.gather_once import GatherOnce
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.task import PROCESSED, LossFn, Metrics
 
@@ -27,7 +27,7 @@ def make_step(
     accumulation: int = 1,
     shardings: Any = None,
     ema_decay: float | None = None,
-    distribute: Callable[[Sums], Sums] | None = None,
+    gather_once: GatherOnce | None = None,
 ) -> TrainStep:
     """Return a pure train step. Jit it with the first argument donated.
 
@@ -41,8 +41,7 @@ def make_step(
         shardings: Tree of the shardings of the parameters, which the gradients get too; None: XLA decides.
         ema_decay: Decay of the moving average of the parameters; None: no average. Update n uses min(decay, (1 + n) / (10 + n)), so that
             the average soon forgets the random initial values.
-        distribute: Turns the function that computes the sums over a batch into one that divides the batch over devices
-            (`gather_once`); None: XLA divides it.
+        gather_once: How devices share the gradients if each gathers all parameters once per step; None: XLA divides the computation.
 
     Returns:
         The step. Its metrics are the sums of `loss_fn`, `processed` (number of tokens without padding), `loss` (of the batch), `grad_norm`
@@ -53,11 +52,12 @@ def make_step(
     def gradients(params: Any, batch: Batch, rng: jax.Array, frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         """Return the sums of loss, metrics and gradients over the batch: means times the weight."""
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, rng, frozen)
-        if shardings is not None and distribute is None:
+        if shardings is not None and gather_once is None:
             # Each micro-batch's gradients are summed over devices as shards, so that no device ever holds a whole gradient.
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = metrics["weight"]
-        return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
+        grads = jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
+        return loss * weight, metrics, grads if gather_once is None else gather_once.after_each(grads)
 
     def accumulate(params: Any, batch: Batch, rng: jax.Array, frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         def add(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -70,8 +70,8 @@ def make_step(
         return jax.lax.scan(add, zero, (micro_batches, rngs))[0]
 
     sums = accumulate if accumulation > 1 else gradients
-    if distribute is not None:
-        sums = distribute(sums)
+    if gather_once is not None:
+        sums = gather_once.divide(sums)
 
     def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

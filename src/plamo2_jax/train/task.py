@@ -42,7 +42,7 @@ class TrainTask:
     loss_fn: LossFn
     """Loss of a batch, and sums for the log."""
     trainable: Trainable
-    """Parameters that the optimizer updates: those of the model, or adapters."""
+    """Parameters that the optimizer updates: the parameters of the model, or adapters."""
     evaluate: Callable[[Any, Iterable[Mapping[str, Any]], Mapping[str, Any]], EvalResult]
     """`(params, batches, frozen) -> result` on held-out batches. `params` are trainable parameters."""
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -83,11 +83,11 @@ class TaskContext:
         """Load the parameters of a model, sharded like the parameters of the run. In a plan, return their shapes.
 
         Args:
-            folder: Run folder, or folder of the public layout.
+            folder: Run folder, or folder in Hugging Face format.
             model: Network with these parameters; None: the model of the run.
 
         Raises:
-            PlamoError: The folder has no model or a model of another shape, or is damaged.
+            PlamoError: The folder has no model or a model with a different shape, or is damaged.
         """
         model = model or self.model
         abstract = abstract_params(model)

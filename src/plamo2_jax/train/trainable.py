@@ -31,7 +31,7 @@ def full_params(model: Plamo2, init_from: Path | None, seed: int) -> Trainable:
     """Make all parameters of a model trainable.
 
     Args:
-        init_from: Run folder, or folder of the public layout; None: random parameters.
+        init_from: Run folder, or folder in Hugging Face format; None: random parameters.
         seed: Random seed of random parameters.
     """
 
@@ -47,12 +47,12 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any) -> Any:
     """Load the parameters of a model of a given shape.
 
     Args:
-        folder: Run folder, or folder of the public layout.
+        folder: Run folder, or folder in Hugging Face format.
         config: Shape of the model.
         shardings: Tree of shardings; None: the first device.
 
     Raises:
-        PlamoError: The folder has no model or a model of another shape, or is damaged.
+        PlamoError: The folder has no model or a model with a different shape, or is damaged.
     """
     params = load_model(folder, shardings=shardings).params
     # Only shapes must match. Other fields, such as the window or the RoPE base, are those of the configuration.
@@ -60,5 +60,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any) -> Any:
         jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (abstract_params(Plamo2(config)), params)
     )
     if wanted != found:
-        raise PlamoError(f"{folder} holds a model of another shape than this run's `model`")
+        raise PlamoError(
+            f"the model in {folder} has a different shape than `model` of this run: all sizes must be the same"
+        )
     return params

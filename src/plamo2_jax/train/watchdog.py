@@ -66,7 +66,7 @@ class StallWatchdog:
                     self._stalled = False
 
     def _dump(self) -> None:
-        line = f"no step for {self._seconds:g} s; the stacks of all threads are in {self._path}"
+        line = f"no step has finished for {self._seconds:g} s; the stack traces of all threads are in {self._path}"
         print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())

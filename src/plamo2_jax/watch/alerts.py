@@ -1,4 +1,4 @@
-"""Alerts: what is wrong with a run, in one sentence each."""
+"""Alerts: problems of a run, in one sentence each."""
 
 from __future__ import annotations
 
@@ -34,24 +34,30 @@ def alerts(status: RunStatus, stall_seconds: float = 120.0) -> list[Alert]:
     found = []
     limit = max(stall_seconds, 10 * status.write_seconds)
     if not status.complete and status.age is not None and status.age > limit:
-        sentence = f"no new step for {duration(status.age)}: the run was stopped, has failed or is stalled; its command resumes it"
+        sentence = (
+            f"no new step for {duration(status.age)}: the run was stopped, has failed or is stalled. Run its "
+            "command again to resume"
+        )
         found.append(Alert("stopped", sentence))
     newest = status.newest.get("time")
     if status.stalled_at is not None and newest is not None and status.stalled_at > newest and not status.complete:
-        found.append(Alert("stalled", "the run reported a stall: the stacks of its threads are in stalls.txt"))
+        found.append(Alert("stalled", "the run reported a stall: the stack traces of its threads are in stalls.txt"))
     if status.skipped:
         sentence = (
-            f"{len(status.skipped)} of the newest updates were skipped, because loss or gradient was NaN or infinite (last: step "
-            f"{status.skipped[-1]}); lower the learning rate or clip_norm"
+            f"{len(status.skipped)} of the latest updates were skipped, because the loss or gradient was NaN "
+            f"or infinite (last: step {status.skipped[-1]}). Lower the learning rate or clip_norm"
         )
         found.append(Alert("skipped", sentence))
     if (spike := find_spike(status.losses)) is not None:
         loss, median = spike
-        found.append(Alert("spike", f"the loss rose to {loss:.3f}; the median before was {median:.3f}"))
+        found.append(Alert("spike", f"loss spike: the loss rose to {loss:.3f}, from a median of {median:.3f}"))
     if (sentence := _disk(status)) is not None:
         found.append(Alert("disk", sentence))
     if (waiting := status.newest.get("data_wait", 0.0)) > 0.2:
-        sentence = f"{waiting:.0%} of the step time is spent waiting for data; raise data.read_threads or data.prefetch_batches"
+        sentence = (
+            f"{waiting:.0%} of the step time is spent waiting for data. Raise data.read_threads or "
+            "data.prefetch_batches"
+        )
         found.append(Alert("data", sentence))
     return found
 

@@ -25,7 +25,7 @@ class LineWriter:
         self._seen: dict[str, object] = {}
 
     def lines(self, snapshot: Snapshot) -> Iterator[str]:
-        """Yield the lines for what is new in a snapshot."""
+        """Yield the lines for the changes since the last snapshot."""
         for stage in snapshot.stages:
             if self._is_new(f"stage {stage.name}", stage.finished):
                 verdict = "finished" if stage.finished else "started"

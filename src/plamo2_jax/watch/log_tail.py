@@ -38,7 +38,7 @@ class LogTail:
         self._lines: collections.deque[dict[str, float]] = collections.deque(maxlen=_MOST_LINES)
 
     def read(self) -> Lines:
-        """Read what was added since the last call and return the newest lines, oldest first; none if there is no file yet."""
+        """Read the lines that were added since the last call and return the newest lines, oldest first; none if there is no file yet."""
         path = optional_file(self._folder, METRICS)
         if path is None:
             self._restart(0)

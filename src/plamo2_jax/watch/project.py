@@ -64,7 +64,7 @@ class FolderWatch:
                 f"{folder} is not a folder: give a run folder, the home of a pipeline, or a folder of runs"
             )
         if not self._find() and not self._has_pipeline:
-            raise PlamoError(f"{folder} holds no run and no pipeline: a run folder has a config.json and a {METRICS}")
+            raise PlamoError(f"{folder} has no run and no pipeline: a run folder has a config.json and a {METRICS}")
 
     @property
     def _has_pipeline(self) -> bool:

@@ -53,7 +53,7 @@ def _run(status: RunStatus, stall_seconds: float) -> RenderableType:
 
 
 def rows(status: RunStatus) -> list[tuple[str, str]]:
-    """Return the figures of a run, as names and texts. Figures that are not known are left out."""
+    """Return the figures of a run, as names and texts. Unknown figures are omitted."""
     newest = status.newest
     total = f" of {status.steps:,} ({status.step / status.steps:.0%})" if status.steps else ""
     found = [("step", f"{status.step:,}{total}")]

@@ -194,7 +194,7 @@ def _last_bytes(path: Path, remote: bool) -> bytes:
 def _pace(updates: Lines) -> tuple[float | None, float]:
     """Return the wall time per update, and the usual time between two writes to the log, in seconds.
 
-    Each write to the log has a step or several. A pause of more than ten usual intervals and a minute, such as a restart, is left out.
+    Each write to the log has a step or several. A pause of more than ten usual intervals and a minute, such as a restart, is excluded.
     """
     recent = [line for line in updates[-_RECENT:] if "time" in line]
     # Lines of one write have nearly the same time.

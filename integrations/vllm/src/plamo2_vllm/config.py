@@ -1,6 +1,6 @@
 """The configuration class: reads the public config.json and what this project's `plamo2 convert to-hf` writes.
 
-Keys that would change what the network computes are read or refused by name. Field names follow the public config.json.
+Keys that affect the computation are read, or raise an error that names the key. Field names follow the public config.json.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Plamo2Config(PretrainedConfig):
     Attributes:
         attention_window_size: Number of past tokens that a windowed layer sees, besides the token itself (W).
         full_attention_idx: Attention layers without a window.
-        layers_block_type: "mamba" or "attention" for each layer, as vLLM wants it.
+        layers_block_type: "mamba" or "attention" for each layer, in the form that vLLM reads.
         rope_theta: RoPE base of the layers in `full_attention_idx`.
         rope_local_theta: RoPE base of windowed layers.
         sliding_window: Always None, since vLLM applies it to all layers. `window_of` has the window of a layer.
@@ -169,7 +169,8 @@ class Plamo2Config(PretrainedConfig):
                     plain = {"rope_type": "default", "type": "default", "factor": 1, "partial_rotary_factor": 1}
                     if name != "rope_theta" and value is not None and (name not in plain or value != plain[name]):
                         raise ValueError(
-                            f"{key}: {name}={value!r} is not supported by plamo2-vllm: PLaMo 2 scales no RoPE"
+                            f"{key}: {name}={value!r} is not supported by plamo2-vllm: PLaMo 2 does not use "
+                            "RoPE scaling"
                         )
                 base = inner.get("rope_theta")
                 for name in _BASES.get(kind, ("rope_theta",)) if base is not None else ():

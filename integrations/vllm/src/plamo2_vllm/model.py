@@ -138,7 +138,7 @@ class Plamo2Model(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | IntermediateTensors:
-        """Return the normed residual stream [tokens, hidden], or that of this pipeline stage for the next one."""
+        """Return the normalized residual stream [tokens, hidden], or the residual stream for the next pipeline stage."""
         if not get_pp_group().is_first_rank:
             hidden_states = intermediate_tensors["hidden_states"]
         elif inputs_embeds is not None:
@@ -184,7 +184,7 @@ class Plamo2ForCausalLM(nn.Module, HasInnerState, SupportsLoRA, SupportsPP, IsHy
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: object,
     ) -> torch.Tensor | IntermediateTensors:
-        """Return the normed residual stream [tokens, hidden], or that of this pipeline stage for the next one."""
+        """Return the normalized residual stream [tokens, hidden], or the residual stream for the next pipeline stage."""
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:

@@ -33,19 +33,19 @@ class PreferenceDataConfig:
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(0.8, top_p=0.95))
     """Sampling of the answers."""
     stop: StopConfig = dataclasses.field(default_factory=StopConfig)
-    """Further stop conditions; an answer always ends at the end token of the chat template."""
+    """Additional stop conditions. An answer always ends at the end token of the chat template."""
     rules: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Rules for the answers to all prompts; the rules of a prompt replace them. See plamo2_jax.eval.answer_rules."""
     rules_weight: float = 1.0
-    """Weight of the mean over rules in the score of an answer, relative to `judge.weight`."""
+    """Weight of the mean rule score in the score of an answer, relative to `judge.weight`."""
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
-    """Model that compares answers; without `judge.model` there is none."""
+    """Judge model that compares answers. Without `judge.model`, no judge is used."""
     pairing: PairingConfig = dataclasses.field(default_factory=PairingConfig)
-    """How pairs are made of the answers."""
+    """Selection of pairs from the answers."""
     near_prompts: float | None = 0.95
     """Omit a prompt if its Jaccard similarity of character 5-grams to an earlier prompt is at least this; none: keep all."""
     heldout_share: float = 0.05
-    """Share of the prompts whose pairs are held out. The id of a prompt decides whether it is held out."""
+    """Share of the prompts whose pairs are held out. The split depends only on the ids of the prompts."""
     seed: int = 0
     """Random seed of the answers."""
     allow_unisolated_code: bool = False

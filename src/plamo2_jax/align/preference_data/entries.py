@@ -18,7 +18,7 @@ from plamo2_jax.public_config import is_integer, is_number
 _Fits = Callable[[Any], bool]
 
 CONFIG, REPORT = "config.json", "report.json"
-OR_AGAIN = "give another --output, or --again to make it anew"
+OR_AGAIN = "choose another --output, or add --again to start over"
 _LARGEST_REPORT = 64 << 20
 
 
@@ -58,7 +58,7 @@ def read_identity(output: Path) -> dict[str, Any] | None:
     """
     path = output / CONFIG
     if path.is_symlink():
-        raise PlamoError(f"{path} is a link: the configuration must be a file of the folder itself; {OR_AGAIN}")
+        raise PlamoError(f"{path} is a symbolic link: the configuration must be a file in the folder; {OR_AGAIN}")
     if not path.exists():
         return None
     try:

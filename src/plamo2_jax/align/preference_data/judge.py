@@ -21,14 +21,14 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig(ChatModelConfig):
-    """A model that compares answers; without a `model` there is no judge."""
+    """Judge model that compares answers. Without `model`, no judge is used."""
 
     rubric: str = COMPARISON_RUBRIC
     """System message. It must ask for [[A]], [[B]] or, for a tie, [[C]] at the end."""
     weight: float = 1.0
-    """Weight of the share of wins in the score of an answer, relative to `rules_weight`."""
+    """Weight of the judge's win rate in the score of an answer, relative to `rules_weight`."""
     max_new_tokens: int = 512
-    """Largest number of tokens of the reasons and the verdict."""
+    """Maximum number of tokens of the judge's reply."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,13 +19,13 @@ _NGRAM = 5
 
 @dataclasses.dataclass(frozen=True)
 class PairingConfig:
-    """How pairs are selected. A field that is out of range raises PlamoError."""
+    """Selection of pairs from the scored answers. A field that is out of range raises PlamoError."""
 
     choose: Choose = "best_worst"
-    """best_worst: the best and the worst answer. all: every pair with a sufficient margin. balanced: one of these pairs per prompt, which
-    keeps the mean lengths of chosen and rejected answers equal."""
+    """best_worst: the best and the worst answer. all: every pair with a sufficient margin. balanced: one of these pairs per prompt, chosen
+    to keep the mean lengths of chosen and rejected answers equal."""
     margin: float = 0.1
-    """Smallest difference of the two scores, which are in [0, 1]."""
+    """Minimum difference of the scores of the two answers. Scores are in [0, 1]."""
     length_ratio: float | None = None
     """Largest ratio of the lengths of the two answers in characters; none: no limit."""
     near_answers: float | None = 0.9

@@ -77,7 +77,7 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
             places[prompt.id] = where
             prompts.append(prompt)
     if not prompts:
-        raise PlamoError(f"{', '.join(map(str, files))}: there is no prompt")
+        raise PlamoError(f"{', '.join(map(str, files))}: there is no prompt. At least one is needed")
     return prompts
 
 
@@ -98,7 +98,7 @@ def to_prompt(fields: Mapping[str, Any], where: str, rules: Mapping[str, Any]) -
     else:
         forms.refuse_empty_question(fields)
         names = f"{', '.join(forms.QUESTIONS[:-1])}, {forms.CONVERSATIONS[0]} and {forms.CONVERSATIONS[1]}"
-        raise UnreadableRecord("no prompt", f"neither a field prompt nor messages; it must have one of {names}")
+        raise UnreadableRecord("no prompt", f"neither a field prompt nor messages: a record must have one of {names}")
     messages = check_messages(forms.with_system(fields, messages))
     if name is not None:
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

@@ -71,7 +71,7 @@ def make_preference_data(
                 (output / name).unlink(missing_ok=True)
         stored = read_identity(output)
         if stored is None and (output / JOURNAL).exists():
-            raise PlamoError(f"{output} holds a {JOURNAL} without its {CONFIG}; {OR_AGAIN}")
+            raise PlamoError(f"{output} has a {JOURNAL} but no {CONFIG}; {OR_AGAIN}")
         if stored is not None:
             stored["config"] = stored_identity(stored["config"], config)
             _refuse_other(output, current, stored)
@@ -102,7 +102,9 @@ class _Run:
             # The description of an endpoint holds its address, which may change.
             if found != stored.get(name) and getattr(self._config, name).url is None:
                 was = str(stored[name])[:120]
-                raise PlamoError(f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}")
+                raise PlamoError(
+                    f"{output} was started with a different {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}"
+                )
         journal = Journal(output / JOURNAL, lambda entry: is_entry(entry, self._config.samples))
         try:
             self._answer_all(journal)
@@ -238,10 +240,12 @@ class _Run:
 def _refuse_other(output: Path, current: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     if found := differences(current["config"], stored["config"], free=frozenset()):
         raise PlamoError(
-            f"{output} holds preference data of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
+            f"{output} contains preference data of a different configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
         )
     if current["prompts"] != stored["prompts"]:
-        raise PlamoError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
+        raise PlamoError(
+            f"{output} contains preference data for different prompts: the prompt files have changed; {OR_AGAIN}"
+        )
 
 
 def _unusable(text: str) -> str | None:

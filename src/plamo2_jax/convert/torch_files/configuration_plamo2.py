@@ -4,7 +4,7 @@
 # You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0. Unless required by applicable law or agreed to in
 # writing, software distributed under the License is distributed on an "AS IS" BASIS, WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either
 # express or implied. See the License for the specific language governing permissions and limitations under the License.
-"""Configuration of PLaMo 2 for transformers. The keys are those of the public config.json."""
+"""Configuration of PLaMo 2 for transformers. It has the keys of the public config.json."""
 
 from __future__ import annotations
 

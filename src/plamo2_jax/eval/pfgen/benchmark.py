@@ -118,7 +118,7 @@ def read_criteria(file: QuestionFile) -> Criteria:
     """
     value, sha256 = _read_question(file.path)
     if sha256 != file.sha256:
-        raise PlamoError(f"{file.path} has changed while answers were scored: start again")
+        raise PlamoError(f"{file.path} changed while answers were scored: run the command again")
     return Criteria(value["keywords"], value["answers"])
 
 
@@ -197,4 +197,4 @@ def _literal(path: Path, source: bytes) -> str:
         named = any(isinstance(target, ast.Name) and target.id == _LITERAL for target in targets)
         if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
             return value.value
-    raise PlamoError(f"{path} assigns no text to {_LITERAL}: it must be pfgen.py of {SOURCE}")
+    raise PlamoError(f"{path} does not assign a text to {_LITERAL}: it must be pfgen.py from {SOURCE}")

@@ -1,4 +1,4 @@
-"""The prompts and seeds of pfgen-bench, equal to those of pfgen.py of the benchmark."""
+"""The prompts and seeds of pfgen-bench, the same as in pfgen.py of the benchmark."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_prompt(
 
     Args:
         question: the question.
-        examples: questions with their example answers. The question itself is left out.
+        examples: questions with their example answers. The question itself is omitted.
         mode: "completion" for base models; "qa" for one user message; "chat" for a system message and a user message.
         trial: number of the trial, from 1. It selects the examples.
         shots: number of examples.
@@ -52,13 +52,13 @@ def make_prompt(
 
 
 def trial_seed(trial: int, seed: str, attempt: int = 1) -> int:
-    """Return the random seed of a trial, from 0 to 2^31 - 1. The benchmark's own seed is that of the first attempt."""
+    """Return the random seed of a trial, from 0 to 2^31 - 1. The benchmark uses the seed of the first attempt."""
     text = f"{seed}::{trial}" if attempt == 1 else f"{seed}::{trial}::{attempt}"
     return int(_sha1(text), 16) % 2**31
 
 
 def cut_answer(text: str, mode: Mode) -> str:
-    """Return the answer in a generated text. In the modes qa and chat, it is what follows the first "A:"."""
+    """Return the answer in a generated text. In the modes qa and chat, it is the text after the first "A:"."""
     if mode != "completion" and "A:" in text:
         text = text.split("A:", 1)[1]
     return text.strip()

@@ -76,7 +76,9 @@ def score_questions(
                     raise PlamoError(result)
                 yield result
         except BrokenProcessPool:
-            raise PlamoError("a process that scores answers has ended: start again with fewer processes") from None
+            raise PlamoError(
+                "a process that scores answers was killed: run the command again with fewer --processes"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -65,17 +65,20 @@ TASKS: dict[str, TaskInfo] = {
     # instructions
     "ifeval": TaskInfo(
         "instructions",
-        "IFEval in English: 541 prompts with instructions that programs check: share followed, strict and loose.",
+        "IFEval in English, 541 prompts with verifiable instructions: share of instructions followed, strict "
+        "and loose.",
         "Apache-2.0",
     ),
     "mifeval_ja": TaskInfo(
         "instructions",
-        "M-IFEval in Japanese: 172 prompts with instructions that programs check: share followed, strict and loose.",
+        "M-IFEval in Japanese, 172 prompts with verifiable instructions: share of instructions followed, "
+        "strict and loose.",
         "Apache-2.0",
     ),
     "jfbench": TaskInfo(
         "instructions",
-        "JFBench in Japanese: 98 constraints that programs check, each with 3 of 300 prompts (--trials): share followed.",
+        "JFBench in Japanese, 98 verifiable constraints, each with 3 of 300 prompts (--trials): share of "
+        "constraints followed.",
         "prompts: ODC-BY 1.0; wordings: MIT",
     ),
     # judged
@@ -87,7 +90,7 @@ TASKS: dict[str, TaskInfo] = {
     ),
     "elyza": TaskInfo(
         "judged",
-        "ELYZA-tasks-100, Japanese questions with criteria of their own: ratings of a judge from 1 to 5.",
+        "ELYZA-tasks-100, Japanese questions with rating criteria: ratings of a judge from 1 to 5.",
         "CC BY-SA 4.0",
         "https://huggingface.co/datasets/elyza/ELYZA-tasks-100 (test.csv)",
         needs_judge=True,
@@ -95,33 +98,36 @@ TASKS: dict[str, TaskInfo] = {
     # long context
     "ruler": TaskInfo(
         "long_context",
-        "RULER in English: needles, variable tracking, common and frequent words, 20 questions per kind and length: share of references.",
+        "RULER in English (long contexts): needles, variable tracking, word counts, 20 questions per kind and "
+        "length: share of references found.",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
     ),
     "ruler_ja": TaskInfo(
         "long_context",
-        "RULER's kinds in Japanese, 20 questions per kind and length: share of references.",
+        "The same kinds as in RULER, in Japanese, 20 questions per kind and length: share of references found.",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
     ),
     "cloze": TaskInfo(
         "cloze",
-        "Gaps in held-out pages of the bundled corpus, Japanese and English, choice of 4: accuracy.",
+        "Cloze questions from held-out pages of the bundled corpus, Japanese and English, 4 choices: accuracy.",
         "text of the bundled corpus: MPL-2.0, CC-BY-SA-3.0",
     ),
     "rules": TaskInfo(
         "rules",
-        "Conversations whose answers are checked by rules (language, length, form): mean over the rules.",
-        "that of your prompts",
-        source="plamo2 data instructions (heldout.jsonl) or JSON lines of your own with messages and rules",
+        "Conversations with rules for the answers (language, length, format): mean over the rules.",
+        "the licence of your prompts",
+        source="plamo2 data instructions (heldout.jsonl) or your own JSON lines with messages and rules",
     ),
     "phonebook": TaskInfo(
         "retrieval",
-        "Numbers of names in phonebooks, Japanese and English, 20 questions per language and length, choice of 8: accuracy.",
+        "Retrieval of numbers from phonebooks, Japanese and English, 20 questions per language and length, 8 "
+        "choices: accuracy.",
         "generated",
     ),
     "needle": TaskInfo(
         "retrieval",
-        "Numbers of cities in held-out text, Japanese and English, 20 questions per language and length, choice of 8: accuracy.",
+        "Retrieval of a number from held-out text (needle), Japanese and English, 20 questions per language "
+        "and length, 8 choices: accuracy.",
         "generated; text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
     ),
 }

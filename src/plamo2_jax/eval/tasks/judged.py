@@ -1,4 +1,4 @@
-"""Japanese MT-Bench and ELYZA-tasks-100: a judge model rates the answers, or compares them with those of a baseline.
+"""Japanese MT-Bench and ELYZA-tasks-100: a judge model rates the answers, or compares them with the answers of a baseline.
 
 MT-Bench (Zheng et al., arXiv:2306.05685): 80 conversations of two turns. Each turn is rated from 1 to 10; in coding, math and reasoning the
 judge sees reference answers. ELYZA-tasks-100: 100 questions, rated from 1 to 5 by criteria of each question.

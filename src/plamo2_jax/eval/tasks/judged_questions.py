@@ -1,4 +1,4 @@
-"""The questions of Japanese MT-Bench and of ELYZA-tasks-100, and what a judge needs for them."""
+"""The questions of Japanese MT-Bench and of ELYZA-tasks-100, with references and criteria for the judge."""
 
 from __future__ import annotations
 

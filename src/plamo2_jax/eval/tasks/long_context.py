@@ -1,7 +1,7 @@
 """RULER (arXiv:2404.06654): needles, chains of variables and counts of words in contexts of chosen lengths.
 
-The kinds, their parameters, the English wordings and the score are those of NVIDIA/RULER. The two kinds with text of other data sets
-(qa_1, qa_2) are left out. Contexts are generated, or are pages of the bundled corpus; docs/evaluation.md lists all deviations.
+The kinds, their parameters, the English wordings and the score are the same as in NVIDIA/RULER. The two kinds with text of other data sets
+(qa_1, qa_2) are not included. Contexts are generated, or are pages of the bundled corpus; docs/evaluation.md lists all deviations.
 """
 
 from __future__ import annotations

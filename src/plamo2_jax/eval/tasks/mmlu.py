@@ -51,7 +51,7 @@ class Wording:
     answer: str
     """Text before an answer."""
     continuation: str
-    """Text before the letter of an answer. It is part of what is scored."""
+    """Text before the letter of an answer. Its tokens are scored too."""
 
     def block(self, row: Row) -> str:
         """Return a question, its choices, and the text before the answer."""

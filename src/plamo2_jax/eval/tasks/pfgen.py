@@ -131,7 +131,7 @@ class PfgenTask:
         """Return the means of the scores, also for each subject, and the leaderboard's score and standard deviation over trials.
 
         The questions are fixed and the answers are random. If each question has at least two answers, the standard error of a mean is
-        therefore the one of the answers to the same question; otherwise, the one of all answers.
+        therefore computed from the answers to the same question; otherwise, from all answers.
         """
         plain = [{name: value for name, value in row.items() if name != _PLACE} for row in scores]
         metrics = mean_metrics(items, plain)

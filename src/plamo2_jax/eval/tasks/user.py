@@ -128,7 +128,11 @@ class UserTaskConfig:
         for field in dataclasses.fields(self):
             if field.name in _ONLY and self.kind not in _ONLY[field.name]:
                 kinds = " or ".join(_ONLY[field.name])
-                check(field.name, getattr(self, field.name) == field.default, f"left out: it applies to {kinds} only")
+                check(
+                    field.name,
+                    getattr(self, field.name) == field.default,
+                    f"omitted, because it applies only to {kinds}",
+                )
         for name in ("prompt", "separator"):
             check(name, isinstance(getattr(self, name), str), "a text")
         for name in ("target", "examples", "system", "id", "group", "licence"):
@@ -148,7 +152,7 @@ class UserTaskConfig:
         )
         check("target", self.target or self.kind == "rolling", "a template, such as '{{ answer }}'")
         check("mode", self.mode in ("completion", "chat"), "completion or chat")
-        check("system", self.system is None or self.mode == "chat", "left out unless mode is chat")
+        check("system", self.system is None or self.mode == "chat", "omitted unless mode is chat")
         metrics = _METRICS[self.kind]
         check("metric", self.metric is None or self.metric in metrics, f"one of {', '.join(metrics)}")
         check("trials", self.trials == 1 or self.temperature > 0, "1 with temperature 0: all answers would be equal")
@@ -253,7 +257,7 @@ class UserTask:
         return [self._score(item, answer) for item, answer in zip(items, answers, strict=True)]
 
     def summarize(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]]) -> Mapping[str, Metric]:
-        """Return the means. Bits per byte and perplexity are those of all texts together."""
+        """Return the means. Bits per byte and perplexity are computed over all texts together."""
         if self._config.kind != "rolling":
             return mean_metrics(items, scores)
         answers = [self._filled[item.id].prompt for item in items]
@@ -359,8 +363,8 @@ class UserTask:
         if plain.isascii() and plain.isdecimal() and int(plain) < len(choices):
             return int(plain)
         raise PlamoError(
-            f"task {self.name}: the target {text[:80]!r} of {where} is no choice: it must be the text of a choice, a letter from A to "
-            f"{_LETTERS[len(choices) - 1]}, or a number from 0 to {len(choices) - 1}"
+            f"task {self.name}: the target {text[:80]!r} of {where} is not a choice: it must be the text of a "
+            f"choice, a letter from A to {_LETTERS[len(choices) - 1]}, or a number from 0 to {len(choices) - 1}"
         )
 
     def _field(self, where: str, fields: Mapping[str, Any], name: str) -> Any:

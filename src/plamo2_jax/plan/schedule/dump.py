@@ -35,8 +35,11 @@ class Schedules:
     def _file(self, name: str, kind: str) -> Path | None:
         return self._files.get((name, kind)) or self._files.get((self._compiled_as.get(name, name), kind))
 
-    def runs(self, name: str, cores: int) -> list[Execution]:
+    def runs(self, name: str, cores: int, *, skip: bool = False) -> list[Execution]:
         """Run an operation's schedule on each of the cores that share its work; return [] if it has no schedule.
+
+        Args:
+            skip: Whether branches that depend on data skip the code behind them.
 
         Raises:
             PlamoError: the trip count of a loop depends on data.
@@ -45,7 +48,7 @@ class Schedules:
         if path is None:
             return []
         program = parse_schedule(path.read_text())
-        return [run_schedule(program, core) for core in range(cores)]
+        return [run_schedule(program, core, skip=skip) for core in range(cores)]
 
     def utilization(self, name: str, run: Execution) -> dict[str, float]:
         """Return the share of each functional unit's issue slots that a run uses. Register spills and reloads are included."""

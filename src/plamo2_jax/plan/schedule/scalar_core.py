@@ -2,7 +2,8 @@
 
 Grid steps, `fori_loop`s and `pl.when`s of a Pallas kernel are branches on scalar values that follow from constants. So the count is exact.
 It includes the extra work of the first and last grid steps, and the prologue and epilogue of the pipeline. If a forward branch depends on
-data (a value from memory or from the vector units), the code behind it is counted, and the result reports the branch.
+data (a value from memory or from the vector units), the code behind it is counted, and the result reports the branch. The caller can choose
+that such code is skipped.
 
 A bundle is one cycle. Memory stalls are not included: a wait is one bundle, however long it takes.
 """
@@ -19,7 +20,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.schedule.bundles import Instruction, Predicate, Program
 
 _MASK = 0xFFFFFFFF
-_LIMIT = 50_000_000
+_LIMIT = 400_000_000
 # The schedule gives transfer sizes in units of this many bytes.
 _GRANULE = 32
 
@@ -64,7 +65,7 @@ class Execution:
     rounds: tuple[int, ...]
     """Bundles of each iteration but the first of the longest loop. In a Pallas kernel this is the loop over grid steps."""
     assumed: int
-    """Number of branches that depend on data. The code behind them is counted."""
+    """Number of branches that depend on data."""
     hbm_bytes: int
     """Bytes of the transfers between HBM and VMEM that it starts. Transfers whose size depends on data are not included."""
     matmul_rows: int
@@ -81,18 +82,21 @@ class Execution:
         return statistics.median(self.rounds) if self.rounds else self.cycles
 
 
-def run_schedule(program: Program, core: int = 0) -> Execution:
+def run_schedule(program: Program, core: int = 0, *, skip: bool = False) -> Execution:
     """Run a program on one core of the chip. The cores share the work of a "parallel" grid axis.
+
+    Args:
+        skip: Whether branches that depend on data skip the code behind them.
 
     Raises:
         PlamoError: the trip count of a loop depends on data, or the program does not end.
     """
-    return _Machine(program, core).run()
+    return _Machine(program, core, skip).run()
 
 
 class _Machine:
-    def __init__(self, program: Program, core: int) -> None:
-        self.program, self.core = program, core
+    def __init__(self, program: Program, core: int, skip: bool) -> None:
+        self.program, self.core, self.skip = program, core, skip
         self.values: dict[str, int | None] = {}
         self.registers: dict[str, int | None] = {}
         self.memory: dict[str, int | None] = {}
@@ -165,7 +169,7 @@ class _Machine:
         if self.program.regions[branch.target] <= index:
             raise PlamoError("the trip count of a loop depends on data; its cycles cannot be counted")
         self.assumed.add(index)
-        return False
+        return self.skip
 
     def _execute(self, instruction: Instruction) -> None:
         holds = self._holds(instruction.predicate)

@@ -1,1 +1,1 @@
-"""Merging models of one shape into one."""
+"""Merging of models with the same shape."""

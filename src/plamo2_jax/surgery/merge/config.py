@@ -120,9 +120,9 @@ class MergeConfig:
         """
         method = self.method
         if base and method in _WITHOUT_BASE:
-            raise MergeError(f"{method} has no base model. Omit --base, or list that model among the others")
+            raise MergeError(f"{method} does not use a base model. Remove --base, or list that model among the others")
         if not base and method not in _WITHOUT_BASE:
-            raise MergeError(f"{method} merges differences from a base model. Name it with --base")
+            raise MergeError(f"{method} merges differences from a base model: give --base MODEL")
         least = {"slerp": 2, "linear": 2, "karcher": 2, "model_stock": 2}.get(method, 1)
         most = {"slerp": 2, "nearswap": 1}.get(method, math.inf)
         if not least <= count <= most:

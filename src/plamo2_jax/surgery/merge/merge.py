@@ -89,7 +89,7 @@ def merge(
     max_shard_bytes: int = 5_000_000_000,
     on_write: Progress | None = None,
 ) -> None:
-    """Merge models into a folder of the public layout.
+    """Merge models into a folder in Hugging Face format.
 
     Args:
         models: Names of models (`convert.names.ModelName`).

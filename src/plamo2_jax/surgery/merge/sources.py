@@ -1,4 +1,4 @@
-"""Sources of a merge, read tensor by tensor: folders of the public layout and checkpoints of run folders.
+"""Sources of a merge, read tensor by tensor: folders in Hugging Face format and checkpoints of run folders.
 
 Both kinds return tensors of the public layout, so a merge does not depend on how a model is stored.
 """
@@ -62,7 +62,7 @@ class Source(abc.ABC):
 
 
 class PublicSource(Source):
-    """A folder of the public layout."""
+    """A folder in Hugging Face format."""
 
     def __init__(self, folder: Path):
         config = read_public_config(folder)
@@ -130,7 +130,7 @@ def open_source(name: str) -> Source:
         return RunSource(parsed.folder, parsed.step, parsed.ema)
     if parsed.step is not None or parsed.ema:
         raise ConvertError(
-            f"{parsed.folder} has the public layout, which has no steps. Remove the @ and the text after it"
+            f"{parsed.folder} is in Hugging Face format, which has no steps. Remove the @ and the text after it"
         )
     return PublicSource(parsed.folder)
 

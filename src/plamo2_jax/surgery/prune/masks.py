@@ -8,9 +8,9 @@ Masks are a dict of dicts, `masks[place][axis]`; True keeps. The places are:
 
 All layers of a kind keep the same number of channels, but each layer chooses its own channels.
 
-`apply_masks` returns parameters of the full shape that compute exactly what the model cut by `cut_params` computes. So a model can be
-trained while its masks change: the train step differentiates `loss(apply_masks(params, masks))`. The gradients equal the gradients of the
-small model, and are zero for masked parameters.
+`apply_masks` returns parameters of the full shape that compute the same as the model from `cut_params`. So a model can be trained while its
+masks change: the train step differentiates `loss(apply_masks(params, masks))`. The gradients equal the gradients of the small model, and
+are zero for masked parameters.
 
 RMS norms need a correction, because their mean square runs over all channels, masked ones included. Parameters that produce a normed axis
 are multiplied by g with g² = size / kept, and parameters that contract it by 1 / g, as when a model grows by zero channels
@@ -62,7 +62,7 @@ def places(config: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def apply_masks(params: Params, masks: Masks, config: ModelConfig) -> Params:
-    """Return parameters of the full shape that compute what the cut model computes. Pure and differentiable in `params`.
+    """Return parameters of the full shape that compute the same as the pruned model. Pure and differentiable in `params`.
 
     Args:
         params: Parameters of the full model. Values of masked channels have no effect.

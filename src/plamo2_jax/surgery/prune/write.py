@@ -1,4 +1,4 @@
-"""Pruning a stored model: load it, prune it on calibration data, and write a folder of the public layout."""
+"""Pruning a stored model: load it, prune it on calibration data, and write a folder in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def prune_model(
     dtype: Literal["float32", "bfloat16"] = "float32",
     on_pruned: Callable[[ModelConfig, float], None] | None = None,
 ) -> ModelConfig:
-    """Prune a model to a smaller shape, and write it in the public layout.
+    """Prune a model to a smaller shape, and write it in Hugging Face format.
 
     Channels and layers are selected by importance on calibration data.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, or folder of the public layout.
+        model: run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format.
         output: folder to create: it must not exist or must be empty.
         shapes: target shapes, made by `shapes.with_sizes`. The pruned model with the lowest loss is written.
         calibration: folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
