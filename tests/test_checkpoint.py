@@ -112,6 +112,8 @@ def test_an_unfinished_step_does_not_count(folder):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=r"not a run folder: it has no config\.json"):
         checkpoint.read_model_config(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"none does not exist: it must be a run folder"):
+        checkpoint.read_model_config(tmp_path / "none")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(checkpoint.CheckpointError, match="not valid JSON"):
         checkpoint.read_model_config(tmp_path)

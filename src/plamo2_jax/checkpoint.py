@@ -70,6 +70,10 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = optional_file(folder, CONFIG, error=CheckpointError)
     if path is None:
+        if not located(folder).exists():
+            raise CheckpointError(
+                f"{folder} does not exist: it must be a run folder. Correct the path, or train this run first"
+            )
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     verify_files(located(folder))
     return modernize(read_json_object(path, error=CheckpointError))

@@ -111,7 +111,7 @@ REFUSED = {
     "alpha of many digits": ({"lora_alpha": 10**400}, "lora_alpha=1000"),
     "rank zero": ({"r": 0}, "r=0.*an integer from 1"),
     "a rank of many digits": ({"r": 10**30}, "r=1000"),
-    "another rank than the tensors": ({"r": 4}, "o_proj have shapes .* as rank 4"),
+    "another rank than the tensors": ({"r": 4}, "o_proj have shapes .* by rank 4"),
     "biases": ({"bias": "all"}, "bias='all'"),
     "biases of adapters": ({"lora_bias": True}, "lora_bias=True"),
     "transposed": ({"fan_in_fan_out": True}, "fan_in_fan_out=True"),

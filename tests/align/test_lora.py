@@ -251,7 +251,7 @@ def test_adapters_of_others_are_read(model, params, tmp_path):
         np.testing.assert_allclose(after[name], weight, rtol=1e-4, atol=1e-4, err_msg=name)
 
     save_file({**tensors, "base_model.model.x.lora_A.weight": a}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(peft.AdapterError, match=r"base_model.model.x.lora_A.weight. belongs to no matrix"):
+    with pytest.raises(peft.AdapterError, match=r"base_model.model.x.lora_A.weight. does not belong to a matrix"):
         peft.read_peft(tmp_path, model.config)
     save_file({name: value[:, :3] for name, value in tensors.items()}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(peft.AdapterError, match="have shapes"):

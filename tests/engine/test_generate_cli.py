@@ -149,6 +149,14 @@ def test_a_prompt_file_is_read_to_the_last_newline(folder, tmp_path, capsys, con
     assert ("CRLF line ends" in said) == (b"\r\n" in content)
 
 
+def test_a_folder_that_does_not_exist_is_reported_once(capsys):
+    assert main(["generate", "nowhere", "--chat", "a"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "plamo2 generate: nowhere is not a folder: a model is a run folder or a folder with config.json and safetensors"
+    ]
+
+
 def test_a_message_is_written_into_the_models_template(folder, model, params, tokenizer, answer, tmp_path, capsys):
     row, said = ids_asked(capsys, ["generate", folder, "--chat", "<|plamo:eos|>", "--system", "s", *GREEDY])
     written = "<|plamo:bos|><|plamo:op|>system\ns\n<|plamo:op|>user\n", "<|plamo:eos|>", "\n<|plamo:op|>assistant\n"

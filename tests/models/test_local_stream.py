@@ -27,7 +27,7 @@ def test_a_caller_can_leave_during_a_compilation(stream, monkeypatch):
 
     def slow():
         # The program that XLA compiles in the first round cannot be interrupted.
-        assert compiled.wait(60)
+        assert compiled.wait(240)
         return run_round()
 
     monkeypatch.setattr(scheduler, "run_round", slow)
@@ -35,7 +35,7 @@ def test_a_caller_can_leave_during_a_compilation(stream, monkeypatch):
     begun = time.monotonic()
     assert [piece.text for piece in itertools.islice(pieces, 3)] == ["", "", ""]
     pieces.close()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 120
     compiled.set()
     text = [piece.text for piece in stream.answer(ASKED, SETTINGS)]
     assert "".join(text)

@@ -92,7 +92,7 @@ def test_the_commands_in_the_hints_are_commands(tmp_path, capsys):
     text = (tmp_path / "mine" / "data" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     commands = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
-    assert [words[0] for words in commands] == ["plamo2", "plamo2", "tail", "head", "plamo2"]
+    assert [words[0] for words in commands] == ["plamo2", "plamo2", "plamo2", "tail", "head", "plamo2"]
     assert all(words[1] in COMMANDS for words in commands if words[0] == "plamo2")
     assert 'TEXT = "' in (tmp_path / "mine" / "configs" / "pipeline.py").read_text(encoding="utf-8")
 

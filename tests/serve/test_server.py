@@ -22,7 +22,7 @@ def call(server, path, body=None, headers=(), method=None):
         server.url + path, data, {"Content-Type": "application/json", **dict(headers)}, method=method
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             status, found, text = response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         status, found, text = error.code, error.headers, error.read()
@@ -39,7 +39,7 @@ def metric(server, name):
     return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
 
-def eventually(condition, seconds=10):
+def eventually(condition, seconds=60):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -180,7 +180,7 @@ def test_answers_are_as_the_document_says(server):
 
 def connect(server):
     host, port = server.socket.getsockname()[:2]
-    return socket.create_connection((host, port), timeout=10)
+    return socket.create_connection((host, port), timeout=60)
 
 
 def post(body, length=None):
@@ -290,7 +290,7 @@ def test_a_deadline_ends_a_text_with_a_reason(generator):
         assert {(each["finish_reason"], each["stop_reason"]) for each in answer["choices"]} == {("abort", "deadline")}
 
 
-@pytest.mark.parametrize("patience", [10.0, 0.0])
+@pytest.mark.parametrize("patience", [120.0, 0.0])
 def test_a_signal_lets_texts_end_or_aborts_them_with_a_reason(generator, patience):
     """SIGTERM kills streams (vllm#24885, #34730)."""
     with running(generator, shutdown_timeout=patience) as server:
@@ -318,7 +318,7 @@ def test_a_signal_lets_texts_end_or_aborts_them_with_a_reason(generator, patienc
             status, headers, _ = call(server, "/v1/completions", completion())
             assert (status, headers["Retry-After"]) == (503, "10")
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         assert len(results) == 3
         expected = "length" if patience else "abort"
         for status, reasons in results:
@@ -332,7 +332,7 @@ def test_while_the_model_loads_the_server_says_so(generator):
     gate = threading.Event()
 
     def load():
-        gate.wait(20)
+        gate.wait(120)
         raise ValueError("no such model")
 
     with running(generator, load=load, wait=False) as server:

@@ -65,7 +65,7 @@ class Browser:
         message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
         os.write(self._to, json.dumps(message).encode() + b"\0")
         with self._arrived:
-            assert self._arrived.wait_for(lambda: number in self._answers, timeout=30), f"{method} has no answer"
+            assert self._arrived.wait_for(lambda: number in self._answers, timeout=120), f"{method} has no answer"
             answer = self._answers.pop(number)
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
@@ -130,7 +130,7 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression, seconds=20):
+    def wait(self, expression, seconds=120):
         """Wait until a JavaScript expression is true; return its value."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

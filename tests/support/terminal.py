@@ -73,7 +73,7 @@ class Terminal:
             self.text += re.sub(r"\x1b\[[0-9;?]*[a-z]", "", self._decoder.decode(part)).replace("\r\n", "\n")
         return True
 
-    def end(self, seconds=30):
+    def end(self, seconds=120):
         """Wait for the end of the command and return its exit status."""
         end = time.monotonic() + seconds
         while self._process.poll() is None and time.monotonic() < end:

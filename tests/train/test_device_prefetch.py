@@ -61,7 +61,7 @@ def test_no_more_than_the_given_number_are_placed_in_advance():
     with DevicePrefetch(Numbers(), place, 2) as prefetch:
         for taken in range(1, 4):
             numbers(prefetch, 1)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while len(placed) < taken + 2 and time.monotonic() < deadline:
                 time.sleep(0.002)
             time.sleep(0.02)

@@ -143,7 +143,8 @@ def test_a_diverging_run_stops_with_advice(make_config):
     config = make_config("diverging", log_every=1, model=tiny(num_hidden_layers=1), heldout={})
     config = type(config)(**{**vars(config), "schedule": type(config.schedule)(**schedule)})
     with pytest.raises(
-        Divergence, match=r"step \d+: the loss is .*6 updates in a row were skipped.* Lower schedule\.learning_rate"
+        Divergence,
+        match=r"step \d+: training diverged: the loss is .*6 updates in a row were skipped.* Lower schedule\.learning_rate",
     ):
         train(config)
 

@@ -176,7 +176,7 @@ def table(graph: Graph, ran: list[Ran]) -> str:
         f"{each.name:<{width}}  {'skipped' if each.why is None else 'run':<11}  {each.seconds:8.1f} s" for each in ran
     ]
     spent = sum(each.seconds for each in ran if each.why is not None)
-    return "\n".join([*lines, f"{'':<{width}}  {'now':<11}  {spent:8.1f} s"])
+    return "\n".join([*lines, f"{'':<{width}}  {'this call':<11}  {spent:8.1f} s"])
 
 
 def main(argv: list[str]) -> int:

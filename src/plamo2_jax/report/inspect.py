@@ -128,7 +128,7 @@ def _quantized(folder: Path, verify: bool) -> tuple[dict[str, Any], list[Tensor]
     config = checkpoint.read_model_config(folder)
     file = open_quantized(folder, config)
     formats = Counter(
-        f"{each.values} with {each.groups:,} scale{'s' * (each.groups > 1)} an output"
+        f"{each.values} with {each.groups:,} scale{'s' * (each.groups > 1)} per output"
         + (f" and {each.activations} activations" if each.activations else "")
         for each in file.quantization.tensors.values()
     )
