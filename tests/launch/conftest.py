@@ -1,6 +1,5 @@
 """A small checkout to launch from, and what a launch prints or says."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,7 +15,9 @@ def checkout(tmp_path, monkeypatch):
     """A git checkout with a config file in it, which is the working directory; gcloud's settings of this machine do not count."""
     folder = tmp_path / "check out"  # A space, which has to be quoted wherever the path goes.
     (folder / "configs").mkdir(parents=True)
-    shutil.copy(CONFIG, folder / "configs" / "demo.py")
+    # Enough rows for every slice.
+    text = CONFIG.read_text(encoding="utf-8").replace("batch_size=2,", "batch_size=24576,")
+    (folder / "configs" / "demo.py").write_text(text, encoding="utf-8")
     (folder / "setup.cfg").write_text("[metadata]\nname = stand-in\n", encoding="utf-8")
     (folder / ".gitignore").write_text("runs/\n", encoding="utf-8")
     subprocess.run(["git", "init", "--quiet", folder], check=True)

@@ -28,7 +28,7 @@ def git_state(checkout):
 
 def packed(checkout, tmp_path, *options):
     """The files that the printed script packs, by name, and the status of its packing."""
-    job = load_job(Path("configs/demo.py"), ("--output", "gs://bucket/runs"))
+    job, _ = load_job(Path("configs/demo.py"), ("--output", "gs://bucket/runs"))
     chosen = Gcloud("v5p-8", project="my-project", zone="us-east5-a", on_workers=("runs/demo",), **dict(options))
     # The script up to the first call that would cost money, which here unpacks the archive instead.
     head, *_ = script(job, chosen).partition("\nstatus=1\n")
@@ -128,7 +128,7 @@ def test_a_large_archive_is_refused_when_printed_and_when_run(checkout, tmp_path
     assert "the largest weights.bin (2.00 MB): --max-archive-mb allows 2" in message
     # A script that was kept, and is run after the checkout has grown.
     (checkout / "weights.bin").unlink()
-    job = load_job(Path("configs/demo.py"), ("--output", "gs://bucket/runs"))
+    job, _ = load_job(Path("configs/demo.py"), ("--output", "gs://bucket/runs"))
     text = script(job, Gcloud("v5p-8", "my-project", "us-east5-a", on_workers=("runs/demo",), max_archive_mb=2))
     with (checkout / "weights.bin").open("wb") as file:
         file.truncate(2_000_001)

@@ -68,6 +68,34 @@ def test_overrides_that_pretrain_would_refuse_are_refused_before_anything_is_lau
     assert "unknown option '--stepz'; did you mean --steps?" in capsys.readouterr().err
 
 
+PLACE_OPTIONS = {
+    "gcloud": (
+        "--accelerator",
+        "v5litepod-16",
+        "--project",
+        "my-project",
+        "--zone",
+        "us-east5-a",
+        "--on-workers",
+        "runs/demo",
+    ),
+    "xpk": ("--accelerator", "tpu7x-16", "--image", "registry/plamo2:1"),
+    "slurm": ("--nodes", "2", "--gpus-per-node", "8"),
+    "local": ("--processes", "4", "--devices", "4"),
+}
+"""Options that give 16 devices in several processes."""
+
+
+@pytest.mark.parametrize("place", PLACE_OPTIONS)
+def test_a_mesh_or_batch_that_does_not_fit_the_devices_is_refused_before_anything_is_launched(place, refused):
+    options = PLACE_OPTIONS[place]
+    error = refused(place, *options, "--dry-run", overrides=("--data.batch-size", "8"))
+    assert "mesh.data × mesh.fsdp = 16 must divide the 8 rows of a micro-batch" in error
+    assert "Give --data.batch-size a multiple of 16" in error
+    error = refused(place, *options, "--dry-run", overrides=("--mesh.fsdp", "3"))
+    assert "fsdp=3 × sequence=1 × tensor=1 = 3 must be the number of devices, 16" in error
+
+
 def test_the_option_of_every_verb_reaches_pretrain(printed):
     assert "configs/demo.py \\\n  --no-cache" in printed("slurm", overrides=("--no-cache",))
 

@@ -3,6 +3,7 @@
 import pytest
 
 from plamo2_jax.launch.slices import GENERATIONS, parse_slice
+from plamo2_jax.plan.compiler import device_count
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ from plamo2_jax.launch.slices import GENERATIONS, parse_slice
 def test_published_slices(name, shape, chips, hosts):
     found = parse_slice(name)
     assert (found.accelerator, found.shape, found.chips, found.hosts) == (name, shape, chips, hosts)
+    assert parse_slice(found.topology) == found
+    assert found.devices == device_count(found.topology)
 
 
 def test_every_slice_has_one_name_and_is_found_by_it_and_by_its_shape():

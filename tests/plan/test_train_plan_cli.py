@@ -37,6 +37,8 @@ CONFIG = str(CONFIGS / "pretrain_8b.py")
         (["--gpu", "h100x8", "--longest"], "are not allowed with --gpu"),
         (["--topology", "v5e:2x2", "--json", "nowhere/at/all.json"], "the folder nowhere/at does not exist"),
         (["--topology", "v5e", "--sweep"], "'v5e' is not a TPU slice"),
+        (["--topology", "v5p-63"], "--topology v5p-63 is not available: this generation has v5p-8, "),
+        (["--topology", "v5litepod-4", "--sweep"], "no candidate on v5e:2x2: all .* need more HBM than a chip has"),
         (["--topology", "v5p:4x4x4", "--points", "4"], "--points is not allowed without --sweep"),
         (["--topology", "v5p:4x4x4", "--minutes", "4"], "--minutes is not allowed without --sweep"),
         (

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from plamo2_jax.tokenizer import lattice
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.user_cache import compile_function
 from support.segmentation import brute_force_ids
 from support.vocabularies import CONTROLS, FIXED_ROWS, GOLDEN, tiny_rows, tiny_texts, valid_texts
 
@@ -70,13 +71,13 @@ def test_without_numba_the_ids_are_the_same(rows, text, allow_control):
 
 def test_numba_need_not_be_installed(golden, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it now raises ImportError
-    lattice.compiled_encoder.cache_clear()
+    compile_function.cache_clear()
     try:
         assert lattice.compiled_encoder() is None
         for case in CASES:
             assert golden.encode(case["text"], allow_control=True).tolist() == case["ids"]
     finally:
-        lattice.compiled_encoder.cache_clear()
+        compile_function.cache_clear()
 
 
 def test_control_strings_in_untrusted_text_stay_text(golden):

@@ -12,6 +12,8 @@ import platform
 import sys
 from pathlib import Path
 
+from plamo2_jax.user_cache import cache_folder
+
 NO_CACHE = "--no-cache"
 """Option of every command. It disables the cache."""
 MAX_BYTES = 4 * 10**9
@@ -28,9 +30,10 @@ def enable() -> None:
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        folder = _root() / _cpu()
+        root = cache_folder("compiled")
+        folder = root / _cpu()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        trim(_root(), MAX_BYTES)
+        trim(root, MAX_BYTES)
     except (OSError, RuntimeError):  # RuntimeError: this user has no home folder.
         return
     if os.access(folder, os.W_OK | os.X_OK):
@@ -58,12 +61,6 @@ def trim(folder: Path, max_bytes: int) -> None:
             break
         path.unlink(missing_ok=True)
         total -= size
-
-
-def _root() -> Path:
-    """Return the cache folder, by the XDG rules."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "plamo2" / "compiled"
 
 
 def _cpu() -> str:

@@ -88,8 +88,13 @@ def main(argv: list[str]) -> int:
     shape = _SynthCommand if place in SYNTH else _Command
     command = parse(shape[kind], rest[:split], f"plamo2 launch {place}", description=kind.__doc__)
     overrides, module = tuple(rest[split + 1 :]), sys.modules[kind.__module__]
-    job = load_synth(command.config, overrides) if place in SYNTH else load_job(command.config, overrides)
-    script = module.script(job, command.place)
+    if place in SYNTH:
+        job = load_synth(command.config, overrides)
+        script = module.script(job, command.place)
+    else:
+        job, config = load_job(command.config, overrides)
+        script = module.script(job, command.place)
+        _require_mesh(config, command.place)
     if disk := _lost_with(job, command.place):
         print(f"plamo2 launch: warning: output {job.output} is on the disk of {disk}", file=sys.stderr)
     if not command.dry_run:
@@ -136,8 +141,33 @@ def _lost_with(job: Job | SynthJob, options: Any) -> str | None:
     return None
 
 
-def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
-    """Return the job of a config file. Overrides are resolved too, which finds errors before a machine is used.
+def _devices(place: Any) -> tuple[int | None, int]:
+    """Return the number of devices of a place, None if only its machines know it, and the number of processes."""
+    match place:
+        case gcloud.Gcloud():
+            chosen = parse_slice(place.accelerator)
+            return chosen.devices, 1 if chosen.fits_one_machine else chosen.hosts
+        case xpk.Xpk():
+            chosen = parse_slice(place.accelerator)
+            return chosen.devices * place.slices, chosen.hosts * place.slices
+        case slurm.Slurm() if place.gpus_per_node:
+            return place.nodes * place.gpus_per_node, place.nodes * place.processes
+        case local.Local() if place.devices:
+            return place.processes * place.devices, place.processes
+    return None, 1
+
+
+def _require_mesh(config: RunConfig, place: Any) -> None:
+    """Raise PlamoError if the mesh or the batch does not fit the devices of a place."""
+    from plamo2_jax.train.prepare import usable_devices
+
+    devices, processes = _devices(place)
+    if devices is not None:
+        usable_devices(config, devices, processes)
+
+
+def load_job(path: Path, overrides: tuple[str, ...]) -> tuple[Job, RunConfig]:
+    """Return the job and the run of a config file. Overrides are resolved too, which finds errors before a machine is used.
 
     Raises:
         PlamoError: The config file or an override is wrong.
@@ -150,7 +180,7 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     fields = [word for word in overrides if word != NO_CACHE]
     run = load_run(path, (Pretrain, Distill), "configs/demo.py")
     config = parse_config(run, fields, f"plamo2 pretrain {path}")
-    return Job(path, config.name, address(config.output), overrides, inputs(config))
+    return Job(path, config.name, address(config.output), overrides, inputs(config)), config
 
 
 def inputs(config: RunConfig) -> tuple[Input, ...]:

@@ -33,7 +33,7 @@ class SsdOptions:
     """
 
     topology: str
-    """TPU slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1."""
+    """TPU slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1, or its accelerator type, such as v5p-8."""
     preset: str = "plamo-2-8b"
     """Preset of the model whose layer is compiled."""
     implementation: tuple[Literal["xla", "pallas_tpu"], ...] = ("xla", "pallas_tpu")
@@ -61,6 +61,7 @@ class SsdOptions:
 def ssd(options: SsdOptions) -> None:
     """Compile the selective scan for one device of a TPU slice and print its cost."""
     from plamo2_jax.checkpoint import write_json
+    from plamo2_jax.cli.plan_slice import slice_name
     from plamo2_jax.config import PRESETS
     from plamo2_jax.plan.compiler import libtpu_version, unverified
     from plamo2_jax.plan.schedule import table
@@ -71,6 +72,7 @@ def ssd(options: SsdOptions) -> None:
 
     if options.preset not in PRESETS:
         raise PlamoError(f"--preset {options.preset} is not allowed: it must be one of {', '.join(PRESETS)}")
+    topology = slice_name(options.topology)
     require_at_least(1, tokens=options.tokens, batch=options.batch, chunk=min(options.chunk, default=None))
     if options.output is not None and not options.output.parent.is_dir():
         raise PlamoError(
@@ -88,9 +90,9 @@ def ssd(options: SsdOptions) -> None:
     if warning := unverified(libtpu):
         print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
     with Worker() as worker, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
-        plans = [worker.call(compile_ssd, SsdRequest(options.topology, program, layout)) for program, layout in bar]
+        plans = [worker.call(compile_ssd, SsdRequest(topology, program, layout)) for program, layout in bar]
     print(
-        f"Compiler estimates (libtpu {libtpu}, {options.topology}), not measured times; ssd of "
+        f"Compiler estimates (libtpu {libtpu}, {topology}), not measured times; ssd of "
         f"{options.preset}, {options.batch}×{options.tokens} tokens."
     )
     if warning:
@@ -107,7 +109,7 @@ def ssd(options: SsdOptions) -> None:
             )
             print("\n".join(f"  {line}" for line in lines))
     if options.output is not None:
-        header = {"source": "compiler estimates, not measured times", "libtpu": libtpu, "topology": options.topology}
+        header = {"source": "compiler estimates, not measured times", "libtpu": libtpu, "topology": topology}
         write_json(options.output, {**header, "programs": [table.to_json(plan) for plan in plans]})
         print(f"\n{options.output}: {len(plans)} programs", file=sys.stderr)
 

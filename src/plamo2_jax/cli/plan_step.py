@@ -16,6 +16,7 @@ from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
+    from plamo2_jax.plan.step import StepPlan
 
 _DESCRIPTION = """Compile a run's train step for a TPU slice on a machine without a TPU, and print its memory and predicted time.
 
@@ -32,7 +33,8 @@ class Options:
     """The program to compile, and the devices."""
 
     topology: str | None = None
-    """TPU slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4. With --mesh.slices above 1, each slice has this shape."""
+    """TPU slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4, or its accelerator type, such as v5litepod-16 or v5p-128. With
+    --mesh.slices above 1, each slice has this shape."""
     gpu: str | None = None
     """Node of GPUs, such as h100x8, instead of a TPU slice. Prints only the argument bytes on each GPU, because the GPU compiler is not
     run."""
@@ -64,6 +66,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return 1 if the program does not fit or does not compile."""
+    from plamo2_jax.cli.plan_slice import slice_name
     from plamo2_jax.cli.run_options import parse_config
     from plamo2_jax.config_file import load_config
     from plamo2_jax.plan.request import Request
@@ -87,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
     context = options.prefill or options.decode or config.data.sequence_length
     kind = "prefill" if options.prefill else "decode" if options.decode else "train"
-    request = Request(config, options.topology, kind, options.implementation, options.rows or 8, context)
+    request = Request(config, slice_name(options.topology), kind, options.implementation, options.rows or 8, context)
     return _sweep(options, request) if options.sweep else _one(options, request)
 
 
@@ -130,9 +133,13 @@ def _one(options: Options, request: Request) -> int:
     from plamo2_jax.plan.steps import nearest_fit, plan
 
     _warn_if_unverified()
+    step = f"{request.kind} step of {request.config.name}"
+    print(f"compiling the {step} for {request.topology}, which takes minutes for a large model", file=sys.stderr)
     found = plan(request)
-    print(f"{request.kind} step of {request.config.name} on {request.topology}")
+    print(f"{step} on {request.topology}")
     print("\n".join(report.lines(found)))
+    if request.kind == "train" and found.fits:
+        print(run_time(request, found))
     if request.kind == "train" and (others := not_counted(request.config)):
         print(f"not included: programs for {' and '.join(others)}, which run between train steps")
     if options.longest:
@@ -148,6 +155,15 @@ def _one(options: Options, request: Request) -> int:
             data["nearest"] = {"changes": made, "plan": report.to_json(fitting)}
     _write(options, data)
     return 0 if found.fits else 1
+
+
+def run_time(request: Request, plan: StepPlan) -> str:
+    """Return a line with the time of all steps of a run, as scheduled."""
+    steps, hours = request.config.steps, request.config.steps * plan.times["scheduled"] / 3600
+    time = (
+        f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    )
+    return f"the {steps:,} steps of the run take {time} as scheduled, without evaluation and checkpoints"
 
 
 def _sweep(options: Options, request: Request) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plamo2_jax.data.minhash import compiled
+from plamo2_jax.user_cache import compile_function
 
 NEWLINES = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")
 # Controls except tab and newline, the byte-order mark, the interlinear marks, non-characters, lone surrogates.
@@ -67,14 +67,14 @@ def count_characters(text: str) -> Counts:
 
     An English word has no letter, digit or underscore beside it. Its case does not matter.
     """
-    return Counts(*compiled(_count)(_codes(text), _classes(), _folded(), _common_words()))
+    return Counts(*compile_function(_count)(_codes(text), _classes(), _folded(), _common_words()))
 
 
 def is_plain(text: str) -> bool:
     """Return whether a text has nothing that `clean.normalize_text` removes or replaces: controls, other newlines, white space at the
     end of a line or at either end of the text, more than one blank line.
     """
-    return compiled(_is_plain)(_codes(text), _classes())
+    return compile_function(_is_plain)(_codes(text), _classes())
 
 
 def most_frequent_window(text: str, n: int) -> int:
@@ -84,7 +84,7 @@ def most_frequent_window(text: str, n: int) -> int:
     """
     codes = _codes(text)
     windows = len(codes) - n + 1
-    count = compiled(_most_frequent)
+    count = compile_function(_most_frequent)
     return sum(count(codes[start : min(start + _STRETCH, windows) + n - 1], n) for start in range(0, windows, _STRETCH))
 
 

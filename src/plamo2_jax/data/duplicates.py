@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from plamo2_jax.data.minhash import Signer, compiled, similarity
+from plamo2_jax.data.minhash import Signer, similarity
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import new_folder
+from plamo2_jax.user_cache import compile_function
 
 BLOCK = 1 << 16
 """Largest number of texts in a block."""
@@ -130,13 +131,13 @@ def find_duplicates(blocks: Sequence[Block], signer: Signer, on_band: Callable[[
         for lowest, end in itertools.pairwise(edges):
             keys, texts = _read_part(blocks, offsets, band, lowest, end)
             pairs = group_pairs(keys, texts, equal)
-            compiled(_join)(parent, pairs)
+            compile_function(_join)(parent, pairs)
             if band == signer.bands:
                 exact[pairs[:, 1]] = True
         if on_band is not None:
             on_band()
     # A root has the smallest number of its component, so every parent is final when it is read.
-    compiled(_flatten)(parent)
+    compile_function(_flatten)(parent)
     return Duplicates(parent, exact)
 
 
@@ -244,8 +245,8 @@ def join_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     numbers, places = np.unique(pairs, return_inverse=True)
     parent = np.arange(len(numbers))
     # Ranks have the order of the numbers, so the smallest rank is the first text.
-    compiled(_join)(parent, places.reshape(-1, 2))
-    compiled(_flatten)(parent)
+    compile_function(_join)(parent, places.reshape(-1, 2))
+    compile_function(_flatten)(parent)
     return numbers, numbers[parent]
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from plamo2_jax.user_cache import compile_function
 from plamo2_jax.validation import require
 
 _STRETCH = 1 << 20  # Characters processed at once.
@@ -96,7 +96,7 @@ class Signer:
         # Affine permutations a h + b modulo 2**32. They are bijective, because a is odd.
         a, b = np.random.default_rng(config.seed).integers(0, 1 << 32, (2, config.permutations), np.uint32)
         self._a, self._b = a | np.uint32(1), b
-        self._sign = compiled(_sign)
+        self._sign = compile_function(_sign)
 
     def __call__(self, text: str) -> tuple[bytes, np.ndarray]:
         """Return the fingerprint, 16 bytes, and the signature, [permutations] uint32.
@@ -143,17 +143,6 @@ def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
 
     splits = [(bands, rows) for bands in range(1, permutations + 1) for rows in range(1, permutations // bands + 1)]
     return min(splits, key=lambda split: error(*split))
-
-
-@functools.cache
-def compiled(function: Callable) -> Callable:
-    """Return a function compiled by numba, cached on disk if possible."""
-    import numba
-
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # The folder of this file and the user's cache are not writable.
-        return numba.njit(nogil=True)(function)
 
 
 def _sign(codes, ngram, a, b, signature):

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from plamo2_jax.data.minhash import compiled
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import new_file
+from plamo2_jax.user_cache import compile_function
 
 NGRAMS = (2, 5)
 """Smallest and largest number of characters of a feature."""
@@ -37,7 +37,7 @@ def features(text: str) -> np.ndarray:
     """Return the bins [k] int32 of all n-grams of a text."""
     codes = characters(text)
     bins = np.empty(len(codes) * (NGRAMS[1] - NGRAMS[0] + 1), np.int32)
-    return bins[: compiled(_features)(codes, bins, *NGRAMS)]
+    return bins[: compile_function(_features)(codes, bins, *NGRAMS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class QualityModel:
 
     def logit(self, text: str) -> float:
         """Return the uncalibrated logit of a text."""
-        return float(compiled(_mean_weight)(characters(text), self.weights, *NGRAMS)) + self.bias
+        return float(compile_function(_mean_weight)(characters(text), self.weights, *NGRAMS)) + self.bias
 
     def probability(self, text: str) -> float:
         """Return the calibrated probability that a text is good."""

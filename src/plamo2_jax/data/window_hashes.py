@@ -8,7 +8,7 @@ import unicodedata
 
 import numpy as np
 
-from plamo2_jax.data.minhash import compiled
+from plamo2_jax.user_cache import compile_function
 
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -19,12 +19,12 @@ WORD_BREAK = np.uint32(0)
 
 def unit_hashes(codes: np.ndarray, kind: str) -> np.ndarray:
     """Return the hash [n] u64 of each kept character, or of each word, of `codes_of` a text."""
-    return compiled(_unit_hashes)(codes, kind == "words")
+    return compile_function(_unit_hashes)(codes, kind == "words")
 
 
 def has_window(units: np.ndarray, length: int, presence: Presence, hashes: np.ndarray) -> bool:
     """Return whether the hash of a window of `length` units is among sorted hashes [k] u64, whose presence is given."""
-    return compiled(_has_window)(units, length, presence.present, hashes)
+    return compile_function(_has_window)(units, length, presence.present, hashes)
 
 
 class Windows:

@@ -118,9 +118,10 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
     if missing:
         first = ", ".join(f"{each.name} {each.path}" for each in missing[:2])
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        them = "it" if len(missing) == 1 else "them"
         raise PlamoError(
-            f"{first}{more} will be missing on the workers, because git does not track it. Copy it there with --setup (or mount a shared "
-            f"disk), and declare it with --on-workers {_common([normpath(each.path) for each in missing])}"
+            f"{first}{more} will be missing on the workers, because git does not track {them}. Copy {them} there with --setup (or mount a "
+            f"shared disk), and declare {them} with --on-workers {_common([normpath(each.path) for each in missing])}"
         )
 
 

@@ -33,6 +33,8 @@ class Generation:
     """Value of the node label cloud.google.com/gke-tpu-accelerator."""
     shapes: tuple[str, ...]
     """Available shapes."""
+    devices_per_chip: int = 1
+    """Number of JAX devices per chip."""
 
 
 GENERATIONS = {
@@ -40,7 +42,7 @@ GENERATIONS = {
     "v5e": Generation("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", _SQUARES),
     "v5p": Generation("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", (*_CUBOIDS, "16x16x16", "16x16x24")),
     "v6e": Generation("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", _SQUARES),
-    "tpu7x": Generation("tpu7x", 2, None, "tpu7x", (*_CUBOIDS, "16x16x16")),
+    "tpu7x": Generation("tpu7x", 2, None, "tpu7x", (*_CUBOIDS, "16x16x16"), devices_per_chip=2),
 }
 
 
@@ -55,6 +57,16 @@ class Slice:
     def chips(self) -> int:
         """Number of chips."""
         return math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def devices(self) -> int:
+        """Number of JAX devices."""
+        return self.chips * self.generation.devices_per_chip
+
+    @property
+    def topology(self) -> str:
+        """Name of the slice in `plamo2 plan`, such as v5p:4x4x4."""
+        return f"{next(name for name, each in GENERATIONS.items() if each is self.generation)}:{self.shape}"
 
     @property
     def accelerator(self) -> str:
@@ -77,8 +89,11 @@ class Slice:
         return self.chips // self.chips_per_host
 
 
-def parse_slice(text: str) -> Slice:
+def parse_slice(text: str, option: str = "--accelerator") -> Slice:
     """Parse an accelerator type (v5litepod-16, v5p-128, v6e-256), or generation and shape (v5p:4x4x4).
+
+    Args:
+        option: Option that the messages name.
 
     Raises:
         PlamoError: There is no such slice. The message lists the slices of the generation.
@@ -87,10 +102,10 @@ def parse_slice(text: str) -> Slice:
     generation = GENERATIONS.get("v5e" if name == "v5litepod" else name)
     if generation is None or not separator:
         known = ", ".join(parse_slice(f"{name}:{each.shapes[3]}").accelerator for name, each in GENERATIONS.items())
-        raise PlamoError(f"--accelerator {text} is not known: it must be an accelerator type such as {known}")
+        raise PlamoError(f"{option} {text} is not known: it must be an accelerator type such as {known}")
     slices = [Slice(generation, shape) for shape in generation.shapes]
     for found in slices:
         if size in (found.shape, found.accelerator.partition("-")[2]):
             return found
     allowed = ", ".join(each.accelerator for each in slices)
-    raise PlamoError(f"--accelerator {text} is not available: this generation has {allowed}")
+    raise PlamoError(f"{option} {text} is not available: this generation has {allowed}")

@@ -18,6 +18,11 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def step_time(seconds: float) -> str:
+    """Return the time of a step in seconds, or in milliseconds if it is short."""
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
+
+
 def summary(plan: StepPlan) -> str:
     """Return one line: whether the program fits, and the predicted time and MFU."""
     if plan.error is not None:
@@ -26,8 +31,8 @@ def summary(plan: StepPlan) -> str:
         over = plan.hbm_needed - plan.hbm_available
         return f"does not fit: {gib(plan.hbm_needed)} needed of {gib(plan.hbm_available)} per chip, {gib(over)} over"
     return (
-        f"fits: {gib(plan.hbm_needed)} of {gib(plan.hbm_available)} per chip; predicted step {plan.seconds:.3f} s, MFU at most "
-        f"{plan.mfu:.1%} (limit: {plan.times['limit']}), {plan.scheduled_mfu:.1%} as scheduled"
+        f"fits: {gib(plan.hbm_needed)} of {gib(plan.hbm_available)} per chip; predicted step {step_time(plan.seconds)}, MFU at most "
+        f"{plan.mfu:.1%} (limit: {plan.times['limit']}); as scheduled {step_time(plan.times['scheduled'])}, MFU {plan.scheduled_mfu:.1%}"
     )
 
 

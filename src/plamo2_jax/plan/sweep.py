@@ -18,6 +18,7 @@ from plamo2_jax.plan.candidates import Candidate
 from plamo2_jax.plan.costs import Costs
 from plamo2_jax.plan.draft import Draft
 from plamo2_jax.plan.journal import Journal
+from plamo2_jax.plan.report import step_time
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.step import StepPlan
 from plamo2_jax.plan.worker import Worker
@@ -133,17 +134,17 @@ def last_line(error: BaseException) -> str:
 
 def table(points: Sequence[Point]) -> Iterator[str]:
     """Yield the lines of a table of results."""
-    yield "      HBM  of available     step s  MFU bound  as scheduled  compiled        options"
+    yield "      HBM  of available  MFU bound  step as scheduled     MFU  compiled        options"
     for point in points:
         plan = point.plan
         if plan.error is not None:
-            yield f"{'does not compile':>60}                  {point.options}: {plan.error[:100]}"
+            yield f"{'does not compile':>62}{'':18}{point.options}: {plan.error[:100]}"
             continue
         head = f"{plan.hbm_needed / 2**30:9.2f}  {plan.hbm_available / 2**30:9.2f} GiB"
         if not plan.fits:
-            yield f"{head}  {'does not fit':>35}                  {point.options}"
+            yield f"{head}{'does not fit':>38}{'':18}{point.options}"
             continue
         compiled = "completely" if point.complete else f"{plan.scaled:.0%} scaled"
         yield (
-            f"{head} {plan.times['scheduled']:10.3f} {plan.mfu:10.1%} {plan.scheduled_mfu:13.1%}  {compiled:<14}  {point.options}"
+            f"{head} {plan.mfu:10.1%} {step_time(plan.times['scheduled']):>18} {plan.scheduled_mfu:7.1%}  {compiled:<14}  {point.options}"
         )

@@ -228,7 +228,8 @@ def round_matrix(
         form.activations,
     )
     error = math.sqrt(max(lost, 0) / max(all_of_it, 1e-30))
-    return leaf, MatrixReport(path, kind, weight.size * weight.dtype.itemsize, stored_bytes(leaf), error)
+    sizes = (weight.size * weight.dtype.itemsize, stored_bytes(leaf))
+    return leaf, MatrixReport(path, kind, *sizes, error, of_products=moments is not None)
 
 
 def _round_block(

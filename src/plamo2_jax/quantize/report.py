@@ -25,6 +25,8 @@ class MatrixReport:
     bytes_after: int
     error: float
     """Norm of the error of its products on the calibration data, relative to the products; without calibration, of its weights."""
+    of_products: bool = False
+    """Whether `error` is an error of products."""
 
 
 def stored_bytes(leaf: Any) -> int:
@@ -42,15 +44,16 @@ def total_bytes(leaves: Mapping[str, Any]) -> int:
 
 
 def table(config: ModelConfig, reports: Sequence[MatrixReport], bytes_before: int, bytes_after: int) -> str:
-    """Format the reports as a text table, one row for each part of the network and dtype."""
-    rows: dict[tuple[str, str], list[MatrixReport]] = {}
+    """Format the reports as a text table, one row for each part of the network, dtype and kind of error."""
+    rows: dict[tuple[str, str, bool], list[MatrixReport]] = {}
     for report in reports:
-        rows.setdefault((_part(config, report.path), report.kind), []).append(report)
+        rows.setdefault((_part(config, report.path), report.kind, report.of_products), []).append(report)
     lines = [("part", "values", "matrices", "bytes before", "bytes after", "relative error")]
-    for (part, kind), each in sorted(rows.items()):
+    for (part, kind, of_products), each in sorted(rows.items()):
         sizes = (sum(report.bytes_before for report in each), sum(report.bytes_after for report in each))
         error = math.sqrt(sum(report.error**2 for report in each) / len(each))
-        lines.append((part, kind, str(len(each)), *(f"{size:,}" for size in sizes), f"{error:.2e}"))
+        subject = "products" if of_products else "weights"
+        lines.append((part, kind, str(len(each)), *(f"{size:,}" for size in sizes), f"{error:.2e} of {subject}"))
     float_before = bytes_before - sum(report.bytes_before for report in reports)
     float_after = bytes_after - sum(report.bytes_after for report in reports)
     lines.append(("other parameters", "float", "", f"{float_before:,}", f"{float_after:,}", ""))

@@ -86,5 +86,6 @@ def serve_model(
         )
 
     server = Server(load, config, keys)
-    print(f"{server.url}: loading {model}", file=sys.stderr, flush=True)
+    work = "loading and compiling" if config.warm_up else "loading"
+    print(f"{server.url}: {work} {model}; requests get status 503 until it is ready", file=sys.stderr, flush=True)
     server.serve_forever()

@@ -114,6 +114,9 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         self.admission.draining = True
         if self._end is None:
+            if texts := len(self.admission.works):
+                wait = f"{texts} running texts may end within {self.options.shutdown_timeout:g} s; another signal ends them at once"
+                print(f"{self.url}: stopping: {wait}", file=sys.stderr, flush=True)
             self._end = self._loop.create_task(self._drain_and_exit())
         else:
             self._abort()

@@ -7,11 +7,12 @@ children of a node adjacent and sorted, so the trie is stored in flat arrays and
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from plamo2_jax.user_cache import compile_function
 
 UNKNOWN_COST = 10_000_000  # cost of a code point that is spelled in bytes, independent of the number of bytes
 INVALID_COST = 20_000_000  # a token with this cost or a higher one is never used
@@ -159,14 +160,9 @@ def cheapest_ids(points, root, first_child, label, node_token, node_cost, token_
     return ids
 
 
-@functools.cache
 def compiled_encoder() -> Callable[..., np.ndarray] | None:
     """Return `cheapest_ids` compiled by numba and cached on disk if possible, or None if numba is not installed."""
     try:
-        import numba
+        return compile_function(cheapest_ids)
     except ImportError:
         return None
-    try:
-        return numba.njit(cache=True, nogil=True)(cheapest_ids)
-    except RuntimeError:  # "no locator available": neither the package's folder nor the user's cache can be written
-        return numba.njit(nogil=True)(cheapest_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -111,15 +112,32 @@ def _devices(config: RunConfig) -> list[jax.Device]:
     Raises:
         TrainingError: There are unused devices in a job of several processes, each of which must take part.
     """
-    devices, rows = jax.devices(), config.data.batch_size // config.accumulation
-    usable = config.mesh.usable_devices(len(devices), rows)
-    if usable < len(devices):
-        message = (
-            f"training uses only {usable} of {len(devices)} devices: a micro-batch has {rows} rows "
-            "(data.batch_size / accumulation), which must be a multiple of mesh.data × mesh.fsdp to use all "
-            "devices"
-        )
-        if jax.process_count() > 1:
-            raise TrainingError(f"{message}. This is not allowed with several processes")
+    devices = jax.devices()
+    usable, message = usable_devices(config, len(devices), jax.process_count())
+    if message:
         tqdm.write(message, file=sys.stderr)
     return devices[:usable]
+
+
+def usable_devices(config: RunConfig, devices: int, processes: int) -> tuple[int, str | None]:
+    """Return how many devices can divide the rows of a micro-batch, and a message if some devices are unused.
+
+    Raises:
+        PlamoError: The mesh does not fit the number of devices or the rows, or there are unused devices in a job of several processes, each
+            of which must take part.
+    """
+    rows = config.data.batch_size // config.accumulation
+    usable = config.mesh.usable_devices(devices, rows)
+    config.mesh.shape(usable)
+    if usable == devices:
+        return usable, None
+    if processes > 1:
+        parts = math.prod(config.mesh.shape(devices)[:2])
+        raise TrainingError(
+            f"data.batch_size={config.data.batch_size} is not allowed: with {processes} processes, mesh.data × mesh.fsdp = {parts} must "
+            f"divide the {rows} rows of a micro-batch. Give --data.batch-size a multiple of {parts * config.accumulation}"
+        )
+    return usable, (
+        f"training uses only {usable} of {devices} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), which must "
+        "be a multiple of mesh.data × mesh.fsdp to use all devices"
+    )

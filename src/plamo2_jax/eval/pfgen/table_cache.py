@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from plamo2_jax.eval.pfgen.ngrams import NgramScorer
 from plamo2_jax.storage import write_whole
+from plamo2_jax.user_cache import cache_folder
 
 _VERSION = 1  # Raise it when NgramScorer.arrays changes.
 _MAX_BYTES = 1 << 30
@@ -28,7 +27,7 @@ def cached_scorer(sha256: str, count: Callable[[], NgramScorer]) -> NgramScorer:
     If the cache folder cannot be used, counts are not stored.
     """
     try:
-        path = _folder() / f"{sha256}-{_VERSION}.safetensors"
+        path = cache_folder("pfgen") / f"{sha256}-{_VERSION}.safetensors"
     except RuntimeError:  # This user has no home folder.
         return count()
     with contextlib.suppress(OSError, SafetensorError, KeyError):
@@ -42,9 +41,3 @@ def cached_scorer(sha256: str, count: Callable[[], NgramScorer]) -> NgramScorer:
         data = save(scorer.arrays())
         write_whole(path, hashlib.sha256(data).digest() + data)
     return scorer
-
-
-def _folder() -> Path:
-    """Return the cache folder, by the XDG rules."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "plamo2" / "pfgen"
