@@ -208,7 +208,7 @@ def test_a_budget_is_kept_where_it_hurts_least(config, leaves, batches):
     assert kinds == {"int8", "int4"}
     quantize_leaves(config, leaves, mix, options)
     assert full * 0.5 < total_bytes(leaves) <= budget
-    with pytest.raises(PlamoError, match="--budget 10 is too small: with 4 bits wherever they are allowed"):
+    with pytest.raises(PlamoError, match="--budget 10 is too small: with 4 bits in all allowed matrices"):
         search_formats(config, dict(leaves), formats, 10, options, batches[:1])
 
 
