@@ -151,7 +151,7 @@ def test_what_cannot_be_generated_is_refused(in_home):
             plamo2.chat(model, "x" * 100)
         with pytest.raises(plamo2.PlamoError, match="top_p=0"):
             plamo2.generate(model, "x", top_p=0)
-    with pytest.raises(plamo2.PlamoError, match="model='demo' is for servers"):
+    with pytest.raises(plamo2.PlamoError, match="model='demo' is not allowed with the folder"):
         plamo2.load("runs/demo", model="demo")
     with pytest.raises(plamo2.PlamoError, match="layout='xml' is not allowed"):
         plamo2.convert_model("runs/demo", "out", "xml")

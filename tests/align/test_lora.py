@@ -259,7 +259,7 @@ def test_adapters_of_others_are_read(model, params, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**about, "use_dora": True}))
     with pytest.raises(peft.AdapterError, match="use_dora=True is not supported"):
         peft.read_peft(tmp_path, model.config)
-    with pytest.raises(peft.AdapterError, match="has no adapters"):
+    with pytest.raises(peft.AdapterError, match="has no adapter"):
         peft.read_peft(tmp_path / "nowhere", model.config)
 
 

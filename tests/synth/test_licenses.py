@@ -52,7 +52,7 @@ def test_the_strictest_licence_wins(names, expected):
             r"the licence 'unknown' is unknown: records with unknown licences are not written",
         ),
         (["", "MIT"], "unknown", "'unknown' is unknown"),
-        (["ACME EULA"], "unknown", r"name 'ACME EULA' in licenses\.allow"),
+        (["ACME EULA"], "unknown", r"add 'ACME EULA' to licenses\.allow"),
         (["(MIT OR X)"], "unknown", r"is unknown"),
         (["CC-BY-ND-4.0"], "no-derivatives", "CC-BY-ND-4.0 does not allow adapted works"),
         (["CC-BY-4.0", "Llama-2"], "no-training", "Llama-2 does not allow training on its outputs"),

@@ -36,7 +36,7 @@ def test_ids_follow_the_row_and_not_a_convention():
 def test_a_missing_control_row_is_named_when_asked_for():
     tokenizer = Tokenizer.from_rows([row for row in FIXED_ROWS if row[0] != "<|plamo:pad|>"])
     assert tokenizer.bos_id == 1
-    with pytest.raises(ValueError, match=r"no row '<\|plamo:pad\|>'"):
+    with pytest.raises(ValueError, match=r"no token '<\|plamo:pad\|>'"):
         _ = tokenizer.pad_id
 
 
