@@ -16,7 +16,6 @@ from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
-    from plamo2_jax.plan.step import StepPlan
 
 _DESCRIPTION = """Compile a run's train step for a TPU slice on a machine without a TPU, and print its memory and predicted time.
 
@@ -139,7 +138,7 @@ def _one(options: Options, request: Request) -> int:
     print(f"{step} on {request.topology}")
     print("\n".join(report.lines(found)))
     if request.kind == "train" and found.fits:
-        print(run_time(request, found))
+        print(report.run_time(request.config.steps, found))
     if request.kind == "train" and (others := not_counted(request.config)):
         print(f"not included: programs for {' and '.join(others)}, which run between train steps")
     if options.longest:
@@ -155,15 +154,6 @@ def _one(options: Options, request: Request) -> int:
             data["nearest"] = {"changes": made, "plan": report.to_json(fitting)}
     _write(options, data)
     return 0 if found.fits else 1
-
-
-def run_time(request: Request, plan: StepPlan) -> str:
-    """Return a line with the time of all steps of a run, as scheduled."""
-    steps, hours = request.config.steps, request.config.steps * plan.times["scheduled"] / 3600
-    time = (
-        f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    )
-    return f"the {steps:,} steps of the run take {time} as scheduled, without evaluation and checkpoints"
 
 
 def _sweep(options: Options, request: Request) -> int:

@@ -28,7 +28,6 @@ def sweep(
     Raises:
         PlamoError: The run cannot be sharded over the slice, or the journal is not usable.
     """
-    from plamo2_jax.cli.plan_step import run_time
     from plamo2_jax.plan import report
     from plamo2_jax.plan.candidates import candidates
     from plamo2_jax.plan.chips import chip_of_slice
@@ -83,7 +82,7 @@ def sweep(
         print("no candidate fits")
         return 1, data
     best = results[0]
-    print(f"best: {best.options}\n  {report.summary(best.plan)}\n  {run_time(request, best.plan)}")
+    print(f"best: {best.options}\n  {report.summary(best.plan)}\n  {report.run_time(request.config.steps, best.plan)}")
     if not best.complete:
         print(
             f"  {best.plan.scaled:.0%} of its predicted time is scaled from other candidates (--complete 1 "

@@ -18,6 +18,15 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def run_time(steps: int, plan: StepPlan) -> str:
+    """Return a line with the time of all steps of a run, as scheduled."""
+    hours = steps * plan.times["scheduled"] / 3600
+    time = (
+        f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    )
+    return f"the {steps:,} steps of the run take {time} as scheduled, without evaluation and checkpoints"
+
+
 def step_time(seconds: float) -> str:
     """Return the time of a step in seconds, or in milliseconds if it is short."""
     return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
