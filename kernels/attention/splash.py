@@ -94,7 +94,14 @@ def attend_pieces(
     """Compute full causal attention of two pieces of a row to its keys.
 
     The row of s tokens is cut into 2·shards pieces. A shard has the pieces `2·shard` and `2·(shards - shard) - 1`, counted from 0. With 4
-    shards, these are (0, 7), (2, 5), (4, 3) and (6, 1).
+    shards, these are (0, 7), (2, 5), (4, 3) and (6, 1). t must be even.
+
+    Args:
+        q, segment_ids: Queries of both pieces, one after the other, and their segments.
+        k, v, key_segment_ids: Keys, values and segments of the whole row.
+        block_size: Tokens per block; None: by the length of a piece.
+        shard, shards: Number of this shard, and number of shards.
+        interpret: Run the kernel in the interpreter.
     """
     b, t, h, p = q.shape
     block = _choose_block(q, t // 2, None, block_size)
@@ -142,6 +149,7 @@ def _scaled(q: Float[Array, "b t h p"]) -> Float[Array, "b t h p"]:
 
 
 def _call(kernel, q, k, v, segments):
+    """Call a kernel with queries [b, t, h, p], and keys and values [b, s, g, p]; return [b, t, h, p]."""
     # Without segments, the padding is at the end, where the causal mask hides it.
     halves = 2 - k.shape[2] % 2
 

@@ -38,7 +38,7 @@ def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array,
 
 
 def exchange_halves(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b t *c"]:
-    """Send the second half of this shard to the shard as far from the other end of the row, and receive its second half.
+    """Exchange the second half of this shard, shard i, with the second half of shard `shards - 1 - i`. t must be even.
 
     Two exchanges give the original order.
     """

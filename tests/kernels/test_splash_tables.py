@@ -1,4 +1,4 @@
-"""The blocks that splash attention computes: the same number in all shards of a row, and as many as the plan counts."""
+"""All shards of a row compute the same number of blocks of splash attention, and the plan counts this number."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_shards_of_a_row_compute_the_same_number_of_blocks(piece, shards):
 
 
 def test_tables_of_long_rows_are_made_without_the_mask(monkeypatch):
-    """128 × 128 blocks, of which only those on the diagonal are computed token by token."""
+    """There are 128 × 128 blocks. Only blocks on the diagonal are computed token by token."""
     computed = []
     whole = splash.masks.CausalMask.__getitem__
     monkeypatch.setattr(splash.masks.CausalMask, "__getitem__", lambda *args: computed.append(1) or whole(*args))

@@ -110,7 +110,7 @@ def _devices(config: RunConfig) -> list[jax.Device]:
     """Return the devices to train on: as many as can divide the rows of a micro-batch. A line on stderr reports unused devices.
 
     Raises:
-        TrainingError: There are unused devices in a job of several processes, each of which must take part.
+        TrainingError: A job of several processes has unused devices, but every process must take part.
     """
     devices = jax.devices()
     usable, message = usable_devices(config, len(devices), jax.process_count())
@@ -123,8 +123,8 @@ def usable_devices(config: RunConfig, devices: int, processes: int) -> tuple[int
     """Return how many devices can divide the rows of a micro-batch, and a message if some devices are unused.
 
     Raises:
-        PlamoError: The mesh does not fit the number of devices or the rows, or there are unused devices in a job of several processes, each
-            of which must take part.
+        PlamoError: The mesh does not fit the number of devices or the rows, or a job of several processes has unused
+            devices, but every process must take part.
     """
     rows = config.data.batch_size // config.accumulation
     usable = config.mesh.usable_devices(devices, rows)
