@@ -6,7 +6,8 @@ python experiments/architecture/run.py --page                   # only README.md
 python experiments/architecture/run.py --scale gpu              # a hybrid of 65 million parameters
 
 All models are trained from scratch on the same tokens in the same order: short phonebooks, and then phonebooks and the bundled corpus.
-Finished models and their figures are kept in `--work`. speed.py measures how fast the three kinds of models read and write.
+Finished models and their figures are kept in `--work`. Models whose figures are in results.json, from the same settings, machine and
+versions, are not trained again. speed.py measures how fast the three kinds of models read and write.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def main() -> None:
         "entries": options.entries,
         "digits": options.digits,
         "samples": options.samples,
+        "batches": options.batches,
         "window": window,
         # Three quarters of the window, the window, twice and four times the window.
         "lengths": [3 * window // 4, window, 2 * window, 4 * window],
@@ -129,9 +131,11 @@ def main() -> None:
             for comparison in ("parameters", "flops")
         },
     }
-    seeds: dict[str, dict[str, dict]] = {}
+    seeds = published(options.output, {**settings, **where()})
     for seed in options.seeds:
         for arm in {arm.name: arm for arm in compared}.values():
+            if arm.name in seeds.get(str(seed), {}):
+                continue
             looking_up, folder = train(options.work, arm, scale, seed, options.first, options.steps)
             path = folder / f"measured-{options.samples}-{options.batches}.json"
             if not path.exists():
@@ -150,6 +154,14 @@ def main() -> None:
             write_json(options.output / "results.json", about(options) | settings | {"seeds": seeds})
             print(seed, arm.name, seeds[str(seed)][arm.name]["bits_per_byte"], flush=True)
     write(options.output)
+
+
+def published(folder: Path, conditions: dict) -> dict[str, dict[str, dict]]:
+    """Return the figures in results.json, by seed and model, if they have the same settings, machine and versions; otherwise none."""
+    path = folder / "results.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = all(found.get(name) == value for name, value in json.loads(json.dumps(conditions)).items())
+    return found["seeds"] if same else {}
 
 
 def about(options: argparse.Namespace) -> dict:
