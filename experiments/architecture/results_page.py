@@ -144,9 +144,10 @@ def speed(results: dict) -> str:
     window = results["models"]["hybrid"]["attention_window_size"]
     return f"""## Speed and cache by context length
 
-`{results["command"]}`: random weights, {results["dtype"]}, one row, window {window:,}. Parameters: {counts}. Prompts are
-read in pieces of 512 tokens, and 64 tokens are decoded after them. The table has the median, and least to most, of the turns in the last
-column; the models take turns. {results["machine"]}, jax {results["versions"]["jax"]}.
+`{results["command"]}`: random weights, {results["dtype"]}, one row, window {window:,}.
+Parameters: {counts}. Prompts are read in pieces of 512 tokens, and 64 tokens are
+decoded after them. The table has the median, and least to most, of the turns in the last column; the models take turns.
+{results["machine"]}, jax {results["versions"]["jax"]}.
 
 | context | model | prefill, tokens/s | decode, tokens/s | cache of a row, MB | turns |
 |---|---|---|---|---|---|
