@@ -295,7 +295,8 @@ def test_pairs_are_their_answers_on_lines_of_their_own(
     # There is no margin without a pair. All else is over the same answers.
     assert pairs.keys() - single.keys() == {"reward_margin", "reward_accuracy"}
     for name in single.keys() - {"loss", "kl", "log_ratio", "pairs"}:
-        np.testing.assert_allclose(single[name], pairs[name], rtol=1e-5, err_msg=name)
+        # Log ratios are differences of sums near 100, which float32 rounds to 8e-6.
+        np.testing.assert_allclose(single[name], pairs[name], rtol=1e-5, atol=2e-5, err_msg=name)
     assert in_words(pairs).endswith(f"of 2 pairs right, margin {pairs['reward_margin']:.4f}")
     rewards = [f"reward {single[f'reward_{side}']:.4f} of 2 {side} answers" for side in ("chosen", "rejected")]
     assert in_words(single) == ", ".join([f"loss {single['loss']:.4f}", *rewards])

@@ -16,7 +16,12 @@ from plamo2_kernels.native import compiler, library
 from plamo2_kernels.native.library_cache import find_or_make
 from plamo2_kernels.quant import quantized_product
 
-TARGETS = {"avx2": "-march=x86-64-v3", "generic": "-march=x86-64"}
+# GCC tunes sums for AMD in another way than for other CPUs.
+TARGETS = {
+    "avx2": ("-march=x86-64-v3",),
+    "amd": ("-march=x86-64-v3", "-mtune=znver3"),
+    "generic": ("-march=x86-64",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +48,39 @@ def results(inputs, suffix=""):
     ]
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the targets are x86-64")
-@pytest.mark.parametrize("target", TARGETS)
-def test_other_instructions_give_the_same_results(inputs, target, tmp_path):
+@pytest.fixture(scope="module", params=TARGETS)
+def target(request, tmp_path_factory):
+    """Return the suffix of the functions of a library for other instructions."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("the targets are x86-64")
     library.require()
-    library.register((TARGETS[target],), "_" + target, tmp_path)
-    for ours, other in zip(results(inputs), results(inputs, "_" + target), strict=True):
+    library.register(TARGETS[request.param], "_" + request.param, tmp_path_factory.mktemp("libraries"))
+    return "_" + request.param
+
+
+def test_other_instructions_give_the_same_results(inputs, target):
+    for ours, other in zip(results(inputs), results(inputs, target), strict=True):
         np.testing.assert_allclose(other, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
+
+
+def test_other_rows_do_not_change_a_row_with_other_instructions(target):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(33, 130)), jnp.float32)
+    weight = jnp.asarray(rng.normal(size=(67, 130)), jnp.float32)
+
+    def product(rows, outputs_first):
+        if outputs_first:
+            return native.call(
+                "plamo2_float_outputs" + target, jax.ShapeDtypeStruct((rows, 67), x.dtype), x[:rows], weight
+            )
+        shape = jax.ShapeDtypeStruct((1, rows, 67), x.dtype)
+        return native.call("plamo2_float_columns" + target, shape, x[:rows], weight.T[None])[0]
+
+    # With outputs first, sums have one order for few rows, and another one for more than 6.
+    for outputs_first, counts in ((True, (1, 2)), (True, (7, 8, 17, 33)), (False, (1, 2, 8, 33))):
+        most = product(counts[-1], outputs_first)
+        for rows in counts[:-1]:
+            np.testing.assert_array_equal(product(rows, outputs_first), most[:rows], err_msg=f"{rows} {outputs_first}")
 
 
 def test_a_library_is_made_once_and_a_damaged_one_again(tmp_path):

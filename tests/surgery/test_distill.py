@@ -104,7 +104,8 @@ def test_all_tokens_one_by_one_is_the_whole_divergence(material):
     (full, _), full_gradients = run(material, CONFIG)
     (top, _), top_gradients = run(material, dataclasses.replace(CONFIG, top_k=V), chunk=8)
     assert full > 1e-3
-    np.testing.assert_allclose(top, full, rtol=1e-5)
+    # The divergence is a small difference of large sums.
+    np.testing.assert_allclose(top, full, rtol=5e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), full_gradients, top_gradients)
 
 

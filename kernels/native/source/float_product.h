@@ -37,14 +37,14 @@ inline void add_inputs(const float* x, const float* w, float* sums, int64_t rows
     for (int64_t r = 0; r < rows; ++r) {
       Vector total = first ? Vector{} : load(sums + r * stride + j);
 #pragma GCC unroll 8
-      for (int i = 0; i < INPUTS; ++i) total += weights[i] * x[r * kInputs + i];
+      for (int i = 0; i < INPUTS; ++i) total = multiply_add(weights[i], x[r * kInputs + i], total);
       store(sums + r * stride + j, total);
     }
   }
   for (; j < count; ++j)
     for (int64_t r = 0; r < rows; ++r) {
       float total = first ? 0 : sums[r * stride + j];
-      for (int i = 0; i < INPUTS; ++i) total += w[i * n + j] * x[r * kInputs + i];
+      for (int i = 0; i < INPUTS; ++i) total = multiply_add(w[i * n + j], x[r * kInputs + i], total);
       sums[r * stride + j] = total;
     }
 }
@@ -81,7 +81,7 @@ inline void outputs_block(const float* x, const float* w, float* y, int64_t k, i
       // In a register: the product is bound by loads.
       if (ROWS > 1) keep(weights);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) total[o][r] += inputs[r] * weights;
+      for (int r = 0; r < ROWS; ++r) total[o][r] = multiply_add(inputs[r], weights, total[o][r]);
     }
   };
   int64_t i = 0;
@@ -151,7 +151,7 @@ inline void standing_block(const float* x, const float* w, float* y, int64_t row
 #pragma GCC unroll 16
     for (int o = 0; o < OUTPUTS; ++o)
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) total[o][v] += inputs[v] * w[o * k + i];
+      for (int v = 0; v < VECTORS; ++v) total[o][v] = multiply_add(inputs[v], w[o * k + i], total[o][v]);
   };
   int64_t i = 0;
   for (; i + 16 <= k; i += 16) {

@@ -41,7 +41,7 @@ inline float dot_any(const Activations& x, int64_t r, const Matrix& w, int64_t o
       int input = x.parts == 2 ? 256 * x.row(0, r)[place] + x.row(1, r)[place] : x.row(0, r)[place];
       sum += (w.value(output, i) - zero) * input;
     }
-    total += float(sum) * w.scales[output * w.groups + g];
+    total = multiply_add(float(sum), w.scales[output * w.groups + g], total);
   }
   return total * x.scales[r];
 }

@@ -4,8 +4,13 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
@@ -17,6 +22,32 @@ typedef float Vector __attribute__((vector_size(kLanes * 4), aligned(4), may_ali
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+
+// total + a b, rounded once where the target can. For `total += a * b`, the compiler decides loop by loop whether to round the product, too
+// (GCC for AMD and some Intel CPUs does not fuse long sums). Then a sum would depend on the shape of its loop, which depends on the rows.
+inline Vector multiply_add(Vector a, Vector b, Vector total) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(total)));
+#elif defined(__AVX2__) && defined(__FMA__)
+  return reinterpret_cast<Vector>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(total)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<Vector>(
+      vfmaq_f32(reinterpret_cast<float32x4_t>(total), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+#else
+  return total + a * b;
+#endif
+}
+inline float multiply_add(float a, float b, float total) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, total);
+#else
+  return total + a * b;
+#endif
+}
+// Subtracting zero changes no value, not even -0.
+inline Vector multiply_add(Vector a, float b, Vector total) { return multiply_add(a, b - Vector{}, total); }
 
 // Keeps a value in a register.
 inline void keep(Vector& value) {
