@@ -57,11 +57,12 @@ MIXERS = {
     "window": (functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"), 3),
     "full": (functools.partial(Attention, CONFIG, LayerKind.FULL, "splash"), 3),
 }
-# Bounds of a chip's temporary MiB, 5 % above what was found: with jax 0.10.2 1017, 372 and 368, with jax 0.12.0.1 1325, 627 and 714.
+# Bounds of a chip's temporary MiB, 5 % above what was found: with jax 0.10.2 1017, 372 and 455, with jax 0.12.0.1 1325, 627 and 714 ("full"
+# before chips exchanged halves of their queries: 368 with jax 0.10.2).
 # The newer program needs no more at once (the arrays of "window" that live at its peak, results among them, are 564 and 561 MiB), but
 # libtpu 0.0.50 packs them less tightly: 0.0.42 puts temporaries where results that are not written yet will be.
 MOST = {
-    "0.0.42": {"scan": 1070, "window": 390, "full": 390},
+    "0.0.42": {"scan": 1070, "window": 390, "full": 480},
     "0.0.50": {"scan": 1390, "window": 660, "full": 750},
 }
 
