@@ -121,27 +121,20 @@ _CUT = _of(
 # The demo's shape with the demo's tokenizer (experiments/demo_gpu.py trains it).
 DEMO_GPU = _of(_LARGE, vocab_size=4096)
 
-# The demo's model with half its width.
-_HALF_DEMO = _of(
+# The model of configs/pretrain_demo.py.
+_DEMO = _of(
     _TINY,
-    hidden_size=128,
-    num_hidden_layers=4,
-    intermediate_size=256,
-    num_key_value_heads=1,
-    mamba_num_heads=8,
-    mamba_d_state=32,
-)
-# The demo's model with a wider MLP and the window of the 1B.
-_READER = _of(
-    _HALF_DEMO,
     hidden_size=256,
-    intermediate_size=1024,
+    num_hidden_layers=4,
+    intermediate_size=512,
+    num_key_value_heads=1,
     hidden_size_per_head=64,
+    mamba_num_heads=8,
     mamba_d_state=64,
-    mamba_chunk_size=256,
-    attention_window_size=2048,
     vocab_size=4096,
 )
+# The demo's model with a wider MLP and the window of the 1B.
+_READER = _of(_DEMO, intermediate_size=1024, mamba_chunk_size=256, attention_window_size=2048)
 _TINY_PRESET = preset("tiny", vocab_size=2048, mamba_chunk_size=64)
 # A layer of each kind.
 _WINDOWED = _of(_TINY_PRESET, num_hidden_layers=2, attention_window_size=64)
@@ -161,7 +154,7 @@ SCALES: dict[str, dict[str, Scale]] = {
         "gpu": Scale({"hybrid": _of(_LARGE, attention_window_size=2048)}, 32_768, 1, dtype="bfloat16"),
     },
     "fp8_training": {
-        "cpu": _small({"model": _HALF_DEMO}, 256, 4, steps=300),
+        "cpu": _small({"model": _DEMO}, 512, 2, steps=700),
         "gpu": _large({"model": _LARGE}, steps=600),
     },
     "full_attention": {

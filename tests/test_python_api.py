@@ -1,6 +1,7 @@
 """`import plamo2_jax as plamo2`: the public names, and the examples of docs/python_api.md."""
 
 import ast
+import dataclasses
 import os
 import re
 import signal
@@ -155,6 +156,8 @@ def test_what_cannot_be_generated_is_refused(in_home):
         plamo2.load("runs/demo", model="demo")
     with pytest.raises(plamo2.PlamoError, match="layout='xml' is not allowed"):
         plamo2.convert_model("runs/demo", "out", "xml")
+    with pytest.raises(plamo2.PlamoError, match="metrics='wandb' is not allowed: it must be a list of"):
+        plamo2.train_model("train.py", metrics="wandb")
     with pytest.raises(plamo2.PlamoError, match="data names 'jmmlu', which is not one of the tasks"):
         plamo2.evaluate_model("runs/demo", data={"jmmlu": "x"})
     run(example("no/such"))
@@ -164,6 +167,11 @@ def test_training_and_evaluating(in_home, capsys):
     names = run(example("train_model").replace("num_hidden_layers=2", "num_hidden_layers=1"))
     assert names["result"].step == 2
     assert plamo2.train_model(names["config"]).step == 2
+    assert (names["config"].folder / "tensorboard").is_dir()
+    without = dataclasses.replace(names["config"], name="without")
+    assert plamo2.train_model(without, metrics=()).step == 2
+    assert (without.folder / "metrics.jsonl").exists()
+    assert not (without.folder / "tensorboard").exists()
     results = run(example("evaluate_model"))["results"]
     assert 0 < results["en"]["bits_per_byte"] < 30
     assert results["cloze"]["n"] == 4

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from plamo2_jax.surgery.merge.config import MergeConfig
     from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import TrainResult
+    from plamo2_jax.train.writers import WriterName
 
 PathLike = str | os.PathLike[str]
 """A path."""
@@ -176,7 +177,7 @@ def chat(
     return _texts(model.chat([request]))[0]
 
 
-def train_model(config: RunConfig | PathLike) -> TrainResult:
+def train_model(config: RunConfig | PathLike, *, metrics: Sequence[WriterName] = ("tensorboard",)) -> TrainResult:
     """Train a model, or resume its training, as `plamo2 pretrain`, `sft` and `dpo` do. The task of the config selects pretraining,
     distillation, SFT or DPO.
 
@@ -185,22 +186,25 @@ def train_model(config: RunConfig | PathLike) -> TrainResult:
 
     Args:
         config: the run, or a Python file that sets `config = RunConfig(...)`.
+        metrics: where to log metrics in addition to metrics.jsonl: tensorboard, wandb (Weights & Biases, extra `wandb`), or both.
 
     Returns:
         The number of updates, the signal that stopped the run, if any, and the last measurements on held-out data. The model is in
         `config.folder`; a run with LoRA also has its adapters there, in PEFT's layout.
 
     Raises:
-        PlamoError: a file of the configuration is missing or invalid, the folder has a run with another configuration, or the loss
-            diverged.
+        PlamoError: a file of the configuration is missing or invalid, the folder has a run with another configuration, the package of a
+            place in `metrics` is not installed or the place is unknown, or the loss diverged.
     """
     from plamo2_jax.config_file import load_config
     from plamo2_jax.eval.in_training import open_benchmarks
     from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import train
+    from plamo2_jax.train.writers import require_writers
 
+    require_writers(metrics)
     run: RunConfig = config if isinstance(config, RunConfig) else load_config(Path(config), RunConfig)
-    result = train(run, open_benchmarks=open_benchmarks)
+    result = train(run, open_benchmarks=open_benchmarks, writers=metrics)
     if result.signal is None and getattr(run.task, "lora", None) is not None:
         from plamo2_jax.adapters.peft import write_run_adapter
 

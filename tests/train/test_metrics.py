@@ -105,6 +105,7 @@ def test_only_the_named_writers_get_the_metrics(tmp_path):
 def test_a_missing_wandb_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        PlamoError, match=r"^--metrics wandb needs the package wandb: install .* as in pip install '\.\[wandb\]'$"
+        PlamoError,
+        match=r"^logging metrics to wandb needs the package wandb: install .* as in pip install '\.\[wandb\]'$",
     ):
         MetricsLog(tmp_path, writers=("wandb",))

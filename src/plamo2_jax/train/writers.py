@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from plamo2_jax.errors import PlamoError
 
@@ -36,10 +36,12 @@ class MetricWriter(Protocol):
 
 
 def require_writers(names: Sequence[WriterName]) -> None:
-    """Raise PlamoError if the package of a writer is not installed."""
+    """Raise PlamoError if a name is unknown or the package of a writer is not installed."""
+    if set(names) - set(get_args(WriterName)):
+        raise PlamoError(f"metrics={names!r} is not allowed: it must be a list of {' and '.join(get_args(WriterName))}")
     if WANDB in names and importlib.util.find_spec("wandb") is None:
         raise PlamoError(
-            "--metrics wandb needs the package wandb: install this project with the extra wandb, as in pip install '.[wandb]'"
+            "logging metrics to wandb needs the package wandb: install this project with the extra wandb, as in pip install '.[wandb]'"
         )
 
 
