@@ -25,6 +25,7 @@ from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
 from plamo2_jax.cli.dpo import in_words
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.storage import lock_folder
@@ -340,6 +341,22 @@ def test_single_answers_are_for_some_losses(make_config, data, rows_of, tokenize
     with pytest.raises(ValueError, match=message):
         source_of(config, tokenizer).train(0, 1)
     source_of(with_task(config, preference=PreferenceConfig(losses=("kto", "nll"))), tokenizer).train(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (0, r"empty.jsonl has no pair or answer with its prompt: at least one is needed"),
+        (1, r"empty.jsonl has no pair or answer with its prompt of at most 8 tokens: raise data.sequence_length"),
+    ],
+    ids=["no lines", "too long"],
+)
+def test_without_pairs_the_file_is_named(make_config, data, tokenizer, rows_of, tmp_path, lines, message):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("".join((data / "pairs.jsonl").read_text().splitlines(keepends=True)[:lines]))
+    config = make_config("x", data=rows_of(path, sequence_length=8, batch_size=1), heldout={"pairs": path})
+    with pytest.raises(PlamoError, match=message):
+        source_of(config, tokenizer).train(0, 1)
 
 
 def test_losses_without_reference_load_none(make_config, small, tokenizer):

@@ -16,14 +16,16 @@ from plamo2_jax.adapters.open import open_model
 from plamo2_jax.adapters.peft import merged_model
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
-from plamo2_jax.align.sft import ChatConfig, Sft, neftune, noise_scale, to_element
+from plamo2_jax.align.sft import ChatConfig, Sft, neftune, noise_scale, read_examples, to_element
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.storage import lock_folder
+from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
@@ -109,6 +111,21 @@ def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_confi
     ):
         train(missing)
     assert not missing.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (0, r"empty.jsonl has no conversation: at least one is needed"),
+        (1, r"empty.jsonl has no conversation of at most 5 tokens: raise data.sequence_length, or use another chat"),
+    ],
+    ids=["no lines", "too long"],
+)
+def test_without_conversations_the_file_is_named(data, tokenizer, tmp_path, lines, message):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("".join((data / "chat-a.jsonl").read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises(PlamoError, match=message):
+        read_examples(path, ChatConfig(), 4, ChatTemplate.load("chat"), tokenizer)
 
 
 def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):

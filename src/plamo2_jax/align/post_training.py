@@ -65,6 +65,15 @@ def naming_limit(option: str) -> Iterator[None]:
         raise TooManyBadRecordsError(f"{error}. Correct the records, or raise {option}") from None
 
 
+def require_records(path: Path, what: str, counts: Mapping[str, int], limit: int, remedy: str) -> None:
+    """Raise PlamoError if no record of `what` can be trained on: the file has none, or all are longer than `limit` tokens."""
+    if counts.get("whole", 0) + counts.get("truncated", 0):
+        return
+    if counts.get("too long"):
+        raise PlamoError(f"{path} has no {what} of at most {limit} tokens: {remedy}")
+    raise PlamoError(f"{path} has no {what}: at least one is needed")
+
+
 def log_record_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:
     """Print the number of records and the first bad ones on stderr of the first process."""
     if jax.process_index() == 0:

@@ -20,7 +20,13 @@ from plamo2_jax.align.examples import Examples, ExampleSource
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import BASE, with_adapters
 from plamo2_jax.align.pairs import REFERENCE, Pair, PairTruncate, encode_pair, pair_collator, read_pairs
-from plamo2_jax.align.post_training import RecordsConfig, log_record_counts, naming_limit, validate_post_training
+from plamo2_jax.align.post_training import (
+    RecordsConfig,
+    log_record_counts,
+    naming_limit,
+    require_records,
+    validate_post_training,
+)
 from plamo2_jax.align.reference import MANIFEST, ReferenceLogProbs, write_reference
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.checkpoint import fingerprint
@@ -240,7 +246,7 @@ def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tok
     Records that do not fit into a row of `limit` positions are shortened or omitted.
 
     Raises:
-        PlamoError: the file is missing or damaged, has too many bad records, nothing that fits into a row, or a single answer that a loss
+        PlamoError: the file is missing or damaged, has too many bad records, no record that fits into a row, or a single answer that a loss
             cannot use.
     """
     report = task.pairs.report()
@@ -249,11 +255,7 @@ def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tok
         elements, counts = encode_all(pairs, template, tokenizer, limit, task.pairs.truncate, report, encode_pair)
     single = any(element["role"][0] == element["role"][-1] for element in elements)
     log_record_counts(path, "pairs and single answers" if single else "pairs", counts, report)
-    if not elements:
-        raise PlamoError(
-            f"{path} has no pair and no answer that fits into {limit} tokens with its prompt: raise "
-            "data.sequence_length"
-        )
+    require_records(path, "pair or answer with its prompt", counts, limit, "raise data.sequence_length")
     return Examples(elements)
 
 

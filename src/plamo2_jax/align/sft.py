@@ -18,11 +18,16 @@ from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversations, require_marks
 from plamo2_jax.align.examples import Examples, ExampleSource
 from plamo2_jax.align.lora import with_adapters
-from plamo2_jax.align.post_training import RecordsConfig, log_record_counts, naming_limit, validate_post_training
+from plamo2_jax.align.post_training import (
+    RecordsConfig,
+    log_record_counts,
+    naming_limit,
+    require_records,
+    validate_post_training,
+)
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.packing import Collator
-from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
@@ -148,17 +153,13 @@ def read_examples(
         The examples, and the number of trained tokens.
 
     Raises:
-        PlamoError: the file is missing or damaged, has too many bad records, or no conversation fits into a row.
+        PlamoError: the file is missing or damaged, has too many bad records, or has no conversation that fits into a row.
     """
     report = config.report()
     limit = sequence_length + 1  # A row of t positions holds t + 1 ids, because the first id is never a target.
     conversations = read_conversations(path, report)
     examples, counts = encode_all(conversations, template, tokenizer, limit, config.truncate, report)
     log_record_counts(path, "conversations", counts, report)
-    if not examples:
-        raise PlamoError(
-            f"{path} has no conversation of at most {limit} tokens: raise data.sequence_length, or use another "
-            "chat.truncate"
-        )
+    require_records(path, "conversation", counts, limit, "raise data.sequence_length, or use another chat.truncate")
     trained = sum(int(example.trained[1:].sum()) for example in examples)
     return Examples([to_element(example, config.weighting) for example in examples]), trained
