@@ -193,6 +193,12 @@ def test_both_sides_are_written_in_one_pass(capsys, tokenizer, tmp_path):
         f"plamo2 data: there is no document for {tmp_path}/few/heldout: each side of the split needs at least one",
     )
     assert not (tmp_path / "few").exists()
+    (tmp_path / "empty.jsonl").write_text("")
+    empty, output = tmp_path / "empty.jsonl", tmp_path / "empty"
+    status, _, err = run(capsys, "prepare", "--input", empty, "--tokenizer", tokenizer, "--output", output)
+    message = f"plamo2 data: there is no document for {output}: at least one is needed"
+    assert (status, err.splitlines()[-1]) == (2, message)
+    assert not output.exists()
 
 
 def test_languages_are_recognised(capsys, tokenizer, tmp_path):

@@ -101,7 +101,8 @@ def write_sides(
         for side, writer in writers.items():
             writer.close_shard()
             if not writer.lengths:
-                raise ShardError(f"there is no document for {folders[side]}: each side of the split needs at least one")
+                needed = "each side of the split needs at least one" if len(folders) > 1 else "at least one is needed"
+                raise ShardError(f"there is no document for {folders[side]}: {needed}")
             manifests[side] = writer.write_manifest(tokenizer, report, contamination)
     return manifests
 
