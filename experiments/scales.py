@@ -154,8 +154,8 @@ SCALES: dict[str, dict[str, Scale]] = {
         "gpu": Scale({"hybrid": _of(_LARGE, attention_window_size=2048)}, 32_768, 1, dtype="bfloat16"),
     },
     "fp8_training": {
-        "cpu": _small({"model": _DEMO}, 512, 2, steps=700),
-        "gpu": _large({"model": _LARGE}, steps=600),
+        "cpu": _small({"model": _DEMO}, 512, 2, steps=700, rates=(3e-3, 1e-3)),
+        "gpu": _large({"model": _LARGE}, steps=600, rates=(1e-3,)),
     },
     "full_attention": {
         "cpu": _small(

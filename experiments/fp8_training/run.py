@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import statistics
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +39,16 @@ ARMS = {
     "fp8 products, int8 moments": {"linear_type": "fp8", "optimizer": moments("int8")},
 }
 
+# Runs by learning rate and arm, in the order of their seeds.
+Trials = dict[float, dict[str, list[Trial]]]
+
 
 def main() -> None:
     """Train what is not trained yet, and write results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--rates", type=float, nargs="+", help="highest learning rates; all arms are trained with each")
     parser.add_argument(
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms, with float32 first"
     )
@@ -55,14 +58,19 @@ def main() -> None:
     baseline = scale.dtype
     arms = {baseline if name == BASELINE else name: ARMS[name] for name in options.arms}
     prepare(options.work, scale.vocab_size)
-    trials: dict[str, list[Trial]] = {name: [] for name in arms}
-    for seed in range(options.seeds):
-        for name, changes in arms.items():
-            slug = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            trials[name].append(train(options.work, slug, scale, model, options.steps, seed, **changes))
-            print(f"{slug}: final loss {smooth(trials[name][-1].losses)[-1]:.4f}", flush=True)
+    trials: Trials = {rate: {name: [] for name in arms} for rate in options.rates}
+    for rate in options.rates:
+        rated = dataclasses.replace(scale, learning_rate=rate)
+        for seed in range(options.seeds):
+            for name, changes in arms.items():
+                slug = f"{name.replace(', ', '-').replace(' ', '-')}-{rate:g}-{seed}"
+                found = train(options.work, slug, rated, model, options.steps, seed, **changes)
+                trials[rate][name].append(found)
+                print(f"{slug}: final loss {smooth(found.losses)[-1]:.4f}", flush=True)
     results = {
-        "command": f"python experiments/fp8_training/run.py --seeds {options.seeds} --arms "
+        "command": f"python experiments/fp8_training/run.py --seeds {options.seeds} --rates "
+        + " ".join(f"{rate:g}" for rate in options.rates)
+        + " --arms "
         + " ".join(f"'{name}'" for name in options.arms),
         **where(),
         "model": dataclasses.asdict(model),
@@ -70,7 +78,10 @@ def main() -> None:
         "seeds": options.seeds,
         "steps": options.steps,
         "tokens_per_step": scale.tokens,
-        "arms": {name: figures(found, trials[baseline]) for name, found in trials.items()},
+        "rates": {
+            f"{rate:g}": {name: figures(found, by_arm[baseline]) for name, found in by_arm.items()}
+            for rate, by_arm in trials.items()
+        },
     }
     plot(trials, options.output / "loss.png")
     write_results(options.output, results, page)
@@ -91,24 +102,27 @@ def figures(found: list[Trial], baseline: list[Trial]) -> dict[str, list[float]]
     return values | {"loss_every_10_steps": [round(float(loss), 4) for loss in curves[9::10]]}
 
 
-def plot(trials: Mapping[str, list[Trial]], path: Path) -> None:
-    """Draw the smoothed losses, and their differences from the baseline, as means over seeds."""
+def plot(trials: Trials, path: Path) -> None:
+    """Draw for each learning rate the smoothed losses, and their differences from the baseline for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    curves = {name: np.mean([smooth(trial.losses) for trial in found], axis=0) for name, found in trials.items()}
-    baseline = next(iter(curves.values()))
-    for name, curve in curves.items():
-        steps = np.arange(1, len(curve) + 1)
-        left.plot(steps, curve, label=name)
-        right.plot(steps, 100 * (curve / baseline - 1))
-    left.set(xlabel="update", ylabel="nats per token, mean of 20 updates", title="training loss")
-    right.set(xlabel="update", ylabel=f"difference from {next(iter(curves))} in %", title="difference")
-    for level in (-1, 1):
-        right.axhline(level, color="gray", linestyle=":")
+    figure, rows = plt.subplots(len(trials), 2, figsize=(11, 3.5 * len(trials)), layout="constrained", squeeze=False)
+    for (left, right), (rate, by_arm) in zip(rows, trials.items(), strict=True):
+        curves = {name: np.array([smooth(trial.losses) for trial in found]) for name, found in by_arm.items()}
+        baseline = next(iter(curves.values()))
+        steps = np.arange(1, baseline.shape[1] + 1)
+        for index, (name, seeds) in enumerate(curves.items()):
+            left.plot(steps, seeds.mean(axis=0), color=f"C{index}", label=name if rate == next(iter(trials)) else None)
+            right.plot(steps, 100 * (seeds / baseline - 1).T, color=f"C{index}", linewidth=0.9)
+        left.set(xlabel="update", ylabel="nats per token, mean of 20 updates", title=f"training loss, rate {rate:g}")
+        right.set(
+            xlabel="update", ylabel=f"difference from {next(iter(curves))} in %", title="difference, a line per seed"
+        )
+        for level in (-1, 1):
+            right.axhline(level, color="gray", linestyle=":")
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -116,25 +130,28 @@ def plot(trials: Mapping[str, list[Trial]], path: Path) -> None:
 
 def page(results: dict) -> str:
     """Return the README: the table from the results, and the text of notes.md."""
-    rows, baseline = [], next(iter(results["arms"]))
-    for name, found in results["arms"].items():
-        percents = (
-            ""
-            if name == baseline
-            else f"{statistics.mean(found[key]):+.2f} % ({min(found[key]):+.2f} to {max(found[key]):+.2f})"
-            for key in ("final_loss_percent", "mean_loss_percent", "heldout_percent")
-        )
-        rows.append(f"| {name} | {spread(found['final_loss'])} | {spread(found['heldout'])} | {' | '.join(percents)} |")
+    rows = []
+    for rate, by_arm in results["rates"].items():
+        baseline = next(iter(by_arm))
+        for name, found in by_arm.items():
+            percents = (
+                ""
+                if name == baseline
+                else f"{statistics.mean(found[key]):+.2f} % ({min(found[key]):+.2f} to {max(found[key]):+.2f})"
+                for key in ("final_loss_percent", "mean_loss_percent", "heldout_percent")
+            )
+            losses = f"{spread(found['final_loss'])} | {spread(found['heldout'])}"
+            rows.append(f"| {rate} | {name} | {losses} | {' | '.join(percents)} |")
     notes = (HERE / "notes.md").read_text(encoding="utf-8")
     question, _, conclusions = notes.partition("<!-- results -->\n")
     return f"""{question.strip()}
 
 {results["parameters"]:,} parameters, {results["steps"]} updates of {results["tokens_per_step"]:,} tokens, {results["seeds"]} seeds; mean ±
-standard deviation. Percentages compare an arm with {baseline} of the same seed: mean, and smallest to largest of the seeds.
+standard deviation. Percentages compare an arm with {baseline} of the same rate and seed: mean, and smallest to largest of the seeds.
 {results["machine"]}, jax {results["versions"]["jax"]}.
 
-| arm | final loss | held-out bits per byte | final loss, difference | mean loss, difference | held-out, difference |
-|---|---|---|---|---|---|
+| learning rate | arm | final loss | held-out bits per byte | final loss, difference | mean loss, difference | held-out, difference |
+|---:|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 ![training loss](loss.png)
