@@ -66,7 +66,7 @@ def naming_limit(option: str) -> Iterator[None]:
 
 
 def require_records(path: Path, what: str, counts: Mapping[str, int], limit: int, remedy: str) -> None:
-    """Raise PlamoError if no record of `what` can be trained on: the file has none, or all are longer than `limit` tokens."""
+    """Raise PlamoError if the file has no record, or no record of at most `limit` tokens. `what` is the name of one record."""
     if counts.get("whole", 0) + counts.get("truncated", 0):
         return
     if counts.get("too long"):
