@@ -1,4 +1,4 @@
-"""Train the demo's model in small with FP8 products, and with moments of AdamW in fewer bits, and compare the losses.
+"""Train the demo's model with FP8 products, and with moments of AdamW in fewer bits, and compare the losses.
 
 python experiments/fp8_training/run.py              # resumes where it was stopped
 python experiments/fp8_training/run.py --scale gpu  # 65 million parameters, bfloat16 activations in all arms

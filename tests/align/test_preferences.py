@@ -346,8 +346,8 @@ def test_single_answers_are_for_some_losses(make_config, data, rows_of, tokenize
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (0, r"empty.jsonl has no pair or answer with its prompt: at least one is needed"),
-        (1, r"empty.jsonl has no pair or answer with its prompt of at most 8 tokens: raise data.sequence_length"),
+        (0, r"empty.jsonl has no pair or single answer: at least one is needed"),
+        (1, r"empty.jsonl has no pair or single answer of at most 8 tokens: raise data.sequence_length"),
     ],
     ids=["no lines", "too long"],
 )

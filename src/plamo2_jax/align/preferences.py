@@ -255,7 +255,7 @@ def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tok
         elements, counts = encode_all(pairs, template, tokenizer, limit, task.pairs.truncate, report, encode_pair)
     single = any(element["role"][0] == element["role"][-1] for element in elements)
     log_record_counts(path, "pairs and single answers" if single else "pairs", counts, report)
-    require_records(path, "pair or answer with its prompt", counts, limit, "raise data.sequence_length")
+    require_records(path, "pair or single answer", counts, limit, "raise data.sequence_length")
     return Examples(elements)
 
 
