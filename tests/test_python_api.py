@@ -156,8 +156,6 @@ def test_what_cannot_be_generated_is_refused(in_home):
         plamo2.load("runs/demo", model="demo")
     with pytest.raises(plamo2.PlamoError, match="layout='xml' is not allowed"):
         plamo2.convert_model("runs/demo", "out", "xml")
-    with pytest.raises(plamo2.PlamoError, match="metrics='wandb' is not allowed: it must be a list of"):
-        plamo2.train_model("train.py", metrics="wandb")
     with pytest.raises(plamo2.PlamoError, match="data names 'jmmlu', which is not one of the tasks"):
         plamo2.evaluate_model("runs/demo", data={"jmmlu": "x"})
     run(example("no/such"))
@@ -169,6 +167,9 @@ def test_training_and_evaluating(in_home, capsys):
     assert plamo2.train_model(names["config"]).step == 2
     assert (names["config"].folder / "tensorboard").is_dir()
     without = dataclasses.replace(names["config"], name="without")
+    with pytest.raises(plamo2.PlamoError, match="metrics='wandb' is not allowed: it must be a list of"):
+        plamo2.train_model(without, metrics="wandb")
+    assert not without.folder.exists()
     assert plamo2.train_model(without, metrics=()).step == 2
     assert (without.folder / "metrics.jsonl").exists()
     assert not (without.folder / "tensorboard").exists()

@@ -200,9 +200,7 @@ def train_model(config: RunConfig | PathLike, *, metrics: Sequence[WriterName] =
     from plamo2_jax.eval.in_training import open_benchmarks
     from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import train
-    from plamo2_jax.train.writers import require_writers
 
-    require_writers(metrics)
     run: RunConfig = config if isinstance(config, RunConfig) else load_config(Path(config), RunConfig)
     result = train(run, open_benchmarks=open_benchmarks, writers=metrics)
     if result.signal is None and getattr(run.task, "lora", None) is not None:

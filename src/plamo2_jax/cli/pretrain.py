@@ -99,7 +99,7 @@ def run(
 
 def _run(options: RunOptions, profile: ProfileSteps | None, report: Callable[[Any, TrainResult], None]) -> int:
     config = options.config
-    require_writers(options.metrics)
+    require_writers(options.metrics)  # Before this process waits for the others.
     join(options.distributed)
     leave_when_aborted(config.folder)
     with leave_when_broken(config.folder):

@@ -36,7 +36,7 @@ from plamo2_jax.train.restore import restore, roll_back
 from plamo2_jax.train.step_metrics import StepMetrics
 from plamo2_jax.train.task import EvalResult
 from plamo2_jax.train.watchdog import StallWatchdog
-from plamo2_jax.train.writers import WriterName
+from plamo2_jax.train.writers import WriterName, require_writers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,10 @@ def train(
         TrainingError: The folder has a run with another configuration or tokenizer, or another process is training this run.
         Divergence: Too many updates were skipped in a row, or there were too many rollbacks.
         CheckpointError: A checkpoint could not be written, or no checkpoint can be read.
-        PlamoError, OSError: A file of the configuration is missing or invalid, or a file cannot be written.
+        PlamoError, OSError: A file of the configuration is missing or invalid, a file cannot be written, or a writer is unknown or its
+            package is not installed.
     """
+    require_writers(writers)
     with run_folder.lock(config.folder) as take_lock:
         # -- Prepare ---------------------------------------------------------------------------------------------------------------
         run = prepare(config, take_lock, open_benchmarks)
