@@ -164,13 +164,13 @@ def measure(action: str, name: str, folder: Path) -> dict:
     state = mapped_state.read(folder / "state", abstract) if saving else None
     with HostMemory() as memory:
         begun = time.perf_counter()
-        with RunCheckpoints(folder / "run", 1, {}, local) as checkpoints:
+        with RunCheckpoints(folder / "run", abstract, 1, {}, local) as checkpoints:
             if action == "persistent save":
                 checkpoints.save(state, rows, guard)
             elif action == "local save":
                 checkpoints.save_local(state, rows, guard)
             else:
-                state = jax.block_until_ready(checkpoints.restore(abstract, rows, guard))
+                state = jax.block_until_ready(checkpoints.restore(rows, guard))
         # The end of the block has waited for the save.
         seconds = time.perf_counter() - begun
     if not saving and not (checkpoints.tier == action.split()[0] and mapped_state.is_equal(folder / "state", state)):
@@ -200,8 +200,8 @@ def bound(row: dict) -> float:
     """Return the rise of the host memory that an action may cause, in bytes."""
     state, largest = row["state_bytes"], row["largest_array_bytes"]
     return {
-        # Orbax collects 2 GiB for each item of a checkpoint: parameters and optimizer state.
-        "persistent save": min(state, 2 * 2 * GIB) + 0.5 * GIB,
+        # The limit of each item of a checkpoint: parameters and optimizer state. The largest array is divided over all devices.
+        "persistent save": min(state, 2 * (1.1 * largest / DEVICES + GIB / 8)) + 0.5 * GIB,
         "persistent restore": state + 1.1 * largest + 0.75 * GIB,
         "local save": state + 0.1 * GIB,
         "local restore": state + largest + 0.1 * GIB,
@@ -209,7 +209,7 @@ def bound(row: dict) -> float:
 
 
 BOUNDS = (
-    "a persistent save, the state or 4 GiB if that is less, and 0.5 GiB; a local save, the state and 0.1 GiB; "
+    "a persistent save, 2.2 × the largest shard and 0.75 GiB; a local save, the state and 0.1 GiB; "
     "a persistent restore, the state, 1.1 × the largest array and 0.75 GiB; a local restore, the state, the largest array and 0.1 GiB"
 )
 

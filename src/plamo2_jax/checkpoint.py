@@ -20,7 +20,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +161,33 @@ def save_model(
     barrier("save_model: done")
 
 
+def frugal_handler(*trees: Any, kind: type = ocp.StandardCheckpointHandler) -> Any:
+    """Return a handler that writes about one shard, and reads about one array, at a time.
+
+    By default Orbax reads into buffers of the model's size. When it writes, it holds compressed data until the disk has taken it.
+    """
+    leaves = [leaf for tree in trees for leaf in jax.tree.leaves(tree)]
+
+    def gigabytes(shapes: Iterable[tuple[int, ...]]) -> float:
+        sizes = (math.prod(shape) * np.dtype(leaf.dtype).itemsize for shape, leaf in zip(shapes, leaves, strict=True))
+        # Orbax refuses arrays that are not smaller than the limit, and counts whole chunks when reading.
+        return (1.1 * max(sizes, default=0) + 2 * _CHUNK_BYTES) / 1e9
+
+    return kind(
+        save_concurrent_gb=gigabytes(_shard_shape(leaf) for leaf in leaves),
+        restore_concurrent_gb=gigabytes(leaf.shape for leaf in leaves),
+    )
+
+
+def _shard_shape(leaf: Any) -> tuple[int, ...]:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.shard_shape(leaf.shape) if isinstance(sharding, jax.sharding.Sharding) else leaf.shape
+
+
 def _save_params(folder: Path, params: Any) -> None:
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     chunked = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
-    handlers = {PARAMS: _frugal_handler(params)}
+    handlers = {PARAMS: frugal_handler(params)}
     with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params, save_args=chunked)}))
 
@@ -209,7 +232,7 @@ def restore_params(
     metadata = check_params(folder, abstract_params, step, item)
     if verify:
         _verify_together(path.parent, item)
-    with ocp.Checkpointer(_frugal_handler(metadata, abstract_params)) as checkpointer:
+    with ocp.Checkpointer(frugal_handler(metadata, abstract_params)) as checkpointer:
         return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
 
 
@@ -225,7 +248,7 @@ def restore_each(
     metadata = flax.traverse_util.flatten_dict(check_params(folder, abstract_params, step, item), sep="/")
     _verify_together(path.parent, item)
     for name in sorted(wanted, key=lambda name: -math.prod(wanted[name].shape)):
-        handler = _frugal_handler(metadata[name], wanted[name], kind=ocp.PyTreeCheckpointHandler)
+        handler = frugal_handler(metadata[name], wanted[name], kind=ocp.PyTreeCheckpointHandler)
         tree = flax.traverse_util.unflatten_dict({name: wanted[name]}, sep="/")
         arguments = ocp.args.PyTreeRestore(
             tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
@@ -407,14 +430,6 @@ def first_line(error: BaseException) -> str:
     # The text of these errors, such as a single key, is meaningless without the error's name.
     nameless = isinstance(error, ValueError | OSError) or type(error) is Exception
     return line if line and nameless else f"{type(error).__name__} {line}".strip()
-
-
-def _frugal_handler(*trees: Any, kind: type = ocp.StandardCheckpointHandler) -> Any:
-    """Return a handler that works on about one array at a time. By default Orbax allocates buffers of the model's size."""
-    sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for tree in trees for leaf in jax.tree.leaves(tree)]
-    # Orbax refuses arrays that are not smaller than the limit, and counts whole chunks when reading.
-    gigabytes = (1.1 * max(sizes, default=0) + 2 * _CHUNK_BYTES) / 1e9
-    return kind(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

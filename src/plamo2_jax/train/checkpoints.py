@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint, manifest
-from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
+from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line, frugal_handler
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity
 from plamo2_jax.train.data_position import DataIterator, gather_position
@@ -25,13 +25,13 @@ TRAINING = "training"
 """Checkpoint item with the TrainState without parameters and moving average."""
 DATA = "data"
 """Checkpoint item with the data position of the job and the state of the loss guard."""
-_ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
 class RunCheckpoints:
     """Save and restore the checkpoints of one run. A context manager, which waits for running saves when it exits.
 
     Args:
+        abstract: Shapes, dtypes and shardings of the state.
         keep: Number of checkpoints to keep.
         about: JSON values to record in each manifest, besides code versions.
         local: Local checkpoints of the run; None if they are off.
@@ -40,17 +40,21 @@ class RunCheckpoints:
     def __init__(
         self,
         folder: str | os.PathLike[str],
+        abstract: TrainState,
         keep: int,
         about: Mapping[str, Any],
         local: LocalCheckpoints | None = None,
     ):
         self.tier: Literal["persistent", "local"] | None = None
         """Kind of checkpoint that `restore` read; None before."""
+        self._abstract = abstract
         self._local = local
         self._folder = absolute(folder)
         self._about = {**integrity.provenance(), **about}
         self._saving: int | None = None
         self._items: tuple[str, ...] = ()
+        items = {PARAMS: abstract.params, TRAINING: _without_params(abstract), EMA: abstract.ema}
+        handlers = {name: frugal_handler(tree) for name, tree in items.items() if tree is not None}
         self._manager = ocp.CheckpointManager(
             self._folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
@@ -58,7 +62,7 @@ class RunCheckpoints:
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
-            item_names=_ITEMS,
+            item_handlers={**handlers, DATA: ocp.JsonCheckpointHandler()},
         )
 
     def __enter__(self) -> RunCheckpoints:
@@ -123,13 +127,12 @@ class RunCheckpoints:
         except Exception as error:
             raise self._save_error(error) from error
 
-    def restore(self, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
+    def restore(self, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read the newest intact checkpoint, persistent or local. Damaged checkpoints are reported on stderr; persistent ones are renamed.
 
         A checkpoint without a manifest, from an older version of this package, counts as damaged if it cannot be read.
 
         Args:
-            abstract: Shapes, dtypes and shardings of the state.
             iterator, guard: Get the states that were saved with the checkpoint.
 
         Raises:
@@ -142,7 +145,7 @@ class RunCheckpoints:
             if damage is None:
                 try:
                     self.tier = "persistent"
-                    return read_state(self._folder, step, abstract, iterator, guard)
+                    return read_state(self._folder, step, self._abstract, iterator, guard)
                 except CheckpointError as error:
                     if has_manifest:
                         raise
@@ -160,14 +163,14 @@ class RunCheckpoints:
             return state
         raise no_checkpoint_left(self._folder)
 
-    def restore_step(self, step: int, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
+    def restore_step(self, step: int, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read one checkpoint, after comparing its files with their checksums. For the arguments, see `restore`.
 
         Raises:
             CheckpointError: A part of it is missing or damaged, or has another shape.
         """
         checkpoint.verify_files(checkpoint.step_folder(self._folder, step))
-        return read_state(self._folder, step, abstract, iterator, guard)
+        return read_state(self._folder, step, self._abstract, iterator, guard)
 
     def step_before(self, step: int, every: int) -> int | None:
         """Return the newest regular checkpoint before a step of high loss and set aside all later checkpoints; None if there is none.

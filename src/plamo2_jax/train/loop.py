@@ -90,7 +90,7 @@ def train(
         about = {"config": to_json(config), "mesh": dict(program.mesh.shape), "processes": jax.process_count()}
         with (
             run.batches,
-            RunCheckpoints(folder, config.max_to_keep, about, run.local) as checkpoints,
+            RunCheckpoints(folder, program.state, config.max_to_keep, about, run.local) as checkpoints,
             processes.leave_when_broken(folder),
         ):
             # -- Restore -----------------------------------------------------------------------------------------------------------

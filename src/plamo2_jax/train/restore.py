@@ -19,7 +19,7 @@ def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: LossGuard) -> 
         CheckpointError: No checkpoint can be read.
     """
     if run.is_resumed:
-        return checkpoints.restore(run.program.state, run.batches, guard)
+        return checkpoints.restore(run.batches, guard)
     if run.fork is not None:
         return run.fork.restore(run.program.state, run.batches, guard)
     return run.program.create_state()
@@ -44,7 +44,7 @@ def roll_back(
         guard.go_on()
         return None
     saved = LossGuard(config.max_skipped, config.spike)
-    state = checkpoints.restore_step(before, run.program.state, run.batches, saved)
+    state = checkpoints.restore_step(before, run.batches, saved)
     for _ in range(guard.roll_back(spike, saved)):
         next(run.batches)
     log.drop_after(before)
