@@ -89,6 +89,12 @@ def test_both_zeros_are_equals():
     assert kept(keep_top_p(zeros, 0.1)) == [{0}]
 
 
+@pytest.mark.parametrize("p", [1e-38, 1e-46])
+def test_top_p_that_underflows_keeps_the_likeliest(logits, p):
+    """Drawing would never end if every token were outside the set."""
+    assert kept(keep_top_p(logits, p)) == [{by_likelihood(row)[0]} for row in logits]
+
+
 def test_filters_leave_what_they_keep_unchanged(logits):
     for filtered in (keep_top_k(logits, jnp.full(8, 5)), keep_min_p(logits, jnp.full(8, 0.1))):
         filtered = np.asarray(filtered)

@@ -11,11 +11,12 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.compare import compare, table
 
 
-def write(folder, scores, *, data="00", prompt="p", questions=None, metric="accuracy"):
+def write(folder, scores, *, data="00", prompt="p", questions=None, metric="accuracy", judge=None, **provenance):
     """A result of the task `made` with the accuracies of items."""
     folder = folder / "made"
     folder.mkdir(parents=True)
-    result = {"task": "made", "metric": metric, "provenance": {"data_sha256": data}, "metrics": {}, "model": {}}
+    result = {"task": "made", "metric": metric, "metrics": {}, "model": {}, "judge": judge}
+    result["provenance"] = {"data_sha256": data, **provenance}
     result |= {"settings": {}, "versions": {}, "tokens": {}, "n": len(scores), "failed": 0}
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     rows = [
@@ -65,6 +66,9 @@ def test_equal_and_single_results(tmp_path):
         ({"data": "11"}, "the data differs"),
         ({"prompt": "q"}, "the prompt of the item x differs"),
         ({"metric": "f1"}, "the metric differs"),
+        ({"judge": {"model": "large"}}, "the judge differs \\(None and {'model': 'large'}\\)"),
+        ({"rubric_sha256": "22"}, "the sha256 of the rubrics differs"),
+        ({"baseline": {"sha256": "33"}}, "the sha256 of the baseline's answers differs"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, other, message):
@@ -72,6 +76,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path, other, message):
     write(tmp_path / "b", {"x": 1.0, "y": 0.0}, **other)
     with pytest.raises(PlamoError, match=message):
         compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_judge_may_have_moved_to_another_folder(tmp_path):
+    for folder in ("a", "b"):
+        write(tmp_path / folder, {"x": 1.0}, judge={"model": f"{folder}/judge", "fingerprint": "44"})
+    assert compare(tmp_path / "a", tmp_path / "b")["made"].scores["accuracy"].items == 1
 
 
 def test_folders_without_results_are_refused(tmp_path):

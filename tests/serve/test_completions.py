@@ -97,6 +97,12 @@ def test_best_of_returns_the_likeliest(client):
     assert [choice.index for choice in best.choices] == [0, 1]
 
 
+def test_the_best_of_equal_samples_without_tokens_is_the_first(client):
+    answer = complete(client, max_tokens=0, echo=True, n=2, best_of=3, logprobs=0)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.choices[0].text == answer.choices[1].text
+
+
 def test_stop_strings_are_cut_off(client, generator):
     """A stop string across tokens leaks its beginning (vllm#3574, SwiftLM#133, mlx-knife#68)."""
     text = complete(client, max_tokens=40, seed=3).choices[0].text

@@ -74,6 +74,9 @@ def test_bases():
     assert (some.rope_theta, some.local_theta) == (1e6, 1e4)
     windowed = extended_config(CONFIG, window=100, rope_theta=1e6)
     assert windowed.local_theta == 1e6
+    local = dataclasses.replace(CONFIG, rope_local_theta=1e5)
+    assert extended_config(local, window=100, rope_theta=1e6).local_theta == 1e6
+    assert extended_config(local, full_attention=(3,), rope_theta=1e6).local_theta == 1e5
 
 
 @pytest.mark.parametrize(

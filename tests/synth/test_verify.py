@@ -53,6 +53,8 @@ CODE = "関数を書きました。\n```python\ndef double(x):\n    return 2 * x
         ("number", text("2+3=5\n答え: 5", answer=5), None),
         ("number", text("答え: 5.0", answer="10/2"), None),
         ("number", text("答え: 6", answer=5), "number: another number"),
+        ("number", text("答え: 0.00005", answer=0.00005), None),
+        ("number", text("答え: 5", answer=0.00005), "number: another number"),
         ("number", text("わからない", answer=5), "number: no number"),
         ("number", text("答え: 6"), "number: no number in the field answer"),
         ({"score": {"name": "votes", "least": 0.5}}, Draft(text="猫", scores={"votes": 0.75}), None),

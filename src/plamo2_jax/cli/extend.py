@@ -31,9 +31,9 @@ class ExtendOptions:
     window: int | None = None
     """Attention window of windowed layers, in tokens; not smaller than the current window."""
     rope_theta: float | None = None
-    """RoPE base of full-attention layers, and of windowed layers if --rope-local-theta is not set."""
+    """RoPE base of full-attention layers, or of all layers if all have a window."""
     rope_local_theta: float | None = None
-    """RoPE base of windowed layers."""
+    """RoPE base of windowed layers. Default: unchanged if other layers have full attention, otherwise --rope-theta."""
     full_attention: str | None = None
     """Layers with full attention: all, none, or layer numbers such as 1,7,15."""
 
@@ -52,8 +52,9 @@ def main(argv: list[str]) -> int:
         full_attention=parse_layers(options.full_attention),
     )
     full = ", ".join(map(str, config.full_attention_idx)) or "none"
+    local = "" if config.local_theta == config.rope_theta else f" ({config.local_theta:g} in windowed layers)"
     print(
-        f"{options.output}: window {config.attention_window_size:,}, RoPE base {config.rope_theta:g}, "
+        f"{options.output}: window {config.attention_window_size:,}, RoPE base {config.rope_theta:g}{local}, "
         f"full attention in layers: {full}"
     )
     return 0

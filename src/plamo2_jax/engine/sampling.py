@@ -142,12 +142,13 @@ def keep_min_p(logits: Float[Array, "b v"], p: Float[Array, " b"]) -> Float[Arra
 def in_top_p(logits: Float[Array, "b v"], tokens: Int[Array, " b"], p: Float[Array, " b"]) -> Bool[Array, " b"]:
     """Return for one token of each row whether it is in the top-p set (arXiv:1904.09751).
 
-    It is in the set if the total probability of the tokens before it (larger logit, or equal logit and lower id) is below p.
+    It is in the set if the total probability of the tokens before it (larger logit, or equal logit and lower id) is below p. The most
+    likely token always is, also if p is too small for a float32.
     """
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     before = jnp.sum(jnp.where(_before(logits, tokens), weights, 0), axis=-1)
     # The negation also accepts NaN, which would otherwise be drawn again for ever. With p = 1, rounding must not exclude a token.
-    return ~(before >= p * jnp.sum(weights, axis=-1)) | (p >= 1)
+    return ~(before >= p * jnp.sum(weights, axis=-1)) | (before == 0) | (p >= 1)
 
 
 def _before(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> Bool[Array, "b v"]:

@@ -11,8 +11,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.request_json import identity
 from plamo2_jax.eval.results import TaskResult, read_results
 
 CONFIDENCE = 0.95
@@ -72,7 +74,7 @@ def compare_results(name: str, first: TaskResult, second: TaskResult) -> Compari
     """Compare two results of one task.
 
     Raises:
-        PlamoError: the data or the prompts differ, or no item is in both.
+        PlamoError: the data, the prompts, the judges or their rubrics differ, or no item is in both.
     """
     for field, title in (("task", "task"), ("metric", "metric")):
         if first.result[field] != second.result[field]:
@@ -84,6 +86,11 @@ def compare_results(name: str, first: TaskResult, second: TaskResult) -> Compari
         raise PlamoError(
             f"{name}: the data differs (sha256 {data[0]} and {data[1]}): evaluate both models on the same files"
         )
+    for title, one, other in zip(_RATED_BY, _rated_by(first), _rated_by(second), strict=True):
+        if one != other:
+            raise PlamoError(
+                f"{name}: the {title} differs ({one} and {other}): ratings can only be compared if it is the same"
+            )
     common = [id for id in first.answers if id in second.answers]
     if not common:
         raise PlamoError(f"{name}: no item is in both folders. Evaluate both models with the same --limit")
@@ -104,6 +111,16 @@ def compare_results(name: str, first: TaskResult, second: TaskResult) -> Compari
     return Comparison(
         first.result["metric"], scores, len(first.answers) - len(common), len(second.answers) - len(common)
     )
+
+
+_RATED_BY = ("judge", "sha256 of the rubrics", "sha256 of the baseline's answers")
+
+
+def _rated_by(result: TaskResult) -> tuple[Any, ...]:
+    """Return what determines the ratings of answers, in the order of `_RATED_BY`; None for tasks without a judge."""
+    judge, provenance = result.result.get("judge"), result.result["provenance"]
+    baseline = provenance.get("baseline") or {}
+    return None if judge is None else identity(judge, "judge"), provenance.get("rubric_sha256"), baseline.get("sha256")
 
 
 def table(first: Path, second: Path, comparisons: Mapping[str, Comparison]) -> str:

@@ -78,10 +78,13 @@ class Completion:
         """Return the n samples of each prompt with the highest log-probability per token."""
         n, count = self._fields.generation.n, self._fields.best_of
         kept: list[dict[str, Any]] = []
+
+        def quality(i: int) -> float:
+            # Without an answer, only the prompt was scored, and all samples are equal.
+            return 0.0 if self._answer is None else mean_logprob(self._answer.handles[i].row.logprobs)
+
         for first in range(0, len(choices), count):
-            order = sorted(
-                range(first, first + count), key=lambda i: -mean_logprob(self._answer.handles[i].row.logprobs)
-            )
+            order = sorted(range(first, first + count), key=quality, reverse=True)
             kept += [{**choices[i], "index": len(kept) + j} for j, i in enumerate(order[:n])]
         return kept
 

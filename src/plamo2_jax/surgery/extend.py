@@ -49,11 +49,11 @@ def extended_config(
 ) -> ModelConfig:
     """Return the config with the given attention settings; None keeps a setting.
 
-    If only some attention layers are full, a new `rope_theta` does not change the base of the windowed layers.
+    If some attention layers are full and some windowed, a new `rope_theta` does not change the base of the windowed layers.
 
     Args:
         window: Attention window in tokens.
-        rope_theta: RoPE base of full-attention layers.
+        rope_theta: RoPE base of full-attention layers, or of all layers if all have a window.
         rope_local_theta: RoPE base of windowed layers.
         full_attention: "all", "none" or the numbers of the layers with full attention.
 
@@ -79,8 +79,10 @@ def extended_config(
         changes["full_attention_idx"] = tuple(full)
     if rope_theta is not None:
         changes["rope_theta"] = float(rope_theta)
-        if full and set(full) != set(attention) and rope_local_theta is None:
+        if full and set(full) != set(attention):
             changes["rope_local_theta"] = config.local_theta
+        elif config.local_theta != rope_theta:
+            changes["rope_local_theta"] = None  # All layers use rope_theta.
     elif config.local_theta != config.rope_theta and set(full) - set(config.full_attention_idx):
         # A layer that becomes full changes its base, so the user must choose the base explicitly.
         raise PlamoError(

@@ -7,13 +7,16 @@ import unicodedata
 from collections.abc import Mapping
 from fractions import Fraction
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,60})(?:\.\d{1,60})?"
+_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,60})"
+_DIGITS = rf"{_INTEGER}(?:\.\d{{1,60}})?"
+# 3千5百, 3千500, 5百20
+_THOUSANDS = rf"(?:{_DIGITS}千(?:{_DIGITS}百)?(?:\d{{1,3}})?|{_DIGITS}百(?:\d{{1,2}})?)"
 _UNITS = {"百": 10**2, "千": 10**3, "万": 10**4, "億": 10**8, "兆": 10**12}
 _ENGLISH_UNITS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![A-Za-z0-9)])[-−])?"
     rf"(?:(?P<over>\d{{1,60}})/(?P<under>\d{{1,60}})"
-    rf"|(?P<ja>(?:{_DIGITS}[百千]?[万億兆]){{1,4}}(?:{_DIGITS}[百千]?)?|{_DIGITS}[百千](?:\d{{1,3}})?)"
+    rf"|(?P<ja>(?:(?:{_THOUSANDS}|{_DIGITS})[万億兆]){{1,4}}(?:{_THOUSANDS}|{_DIGITS})?|{_THOUSANDS})"
     rf"|(?P<plain>{_DIGITS})(?:\s(?P<unit>{'|'.join(_ENGLISH_UNITS)})\b)?)",
     re.IGNORECASE | re.ASCII,
 )
@@ -33,6 +36,7 @@ _WORDS: Mapping[str, Fraction | int] = {word: value for value, word in enumerate
 _JANUARY_TO_DECEMBER = "january february march april may june july august september october november december"
 _MONTHS = {month: value for value, month in enumerate(_JANUARY_TO_DECEMBER.split(), 1)}
 _WORD = re.compile(r"[a-z]+")
+_MIXED = re.compile(rf"({_INTEGER})\s?([¼-¾⅐-⅞])")
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d{1,60})\}\{(\d{1,60})\}")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _MARKER = re.compile(r"####|答え?(?:は|[:：])?|解答[:：]|(?:final )?answer(?: is)?[:：]?", re.IGNORECASE)
@@ -63,11 +67,10 @@ def final_number(text: str) -> Fraction | None:
     for boxed in reversed(_BOXED.findall(_FRACTION.sub(r"\1/\2", text))):
         if found := numbers(boxed):
             return found[-1]
-    markers = list(_MARKER.finditer(unicodedata.normalize("NFKC", text)))
-    if markers:
-        after = unicodedata.normalize("NFKC", text)[markers[-1].end() :]
-        if found := numbers(after):
-            return found[0]
+    plain = _plain(text)
+    markers = list(_MARKER.finditer(plain))
+    if markers and (found := numbers(plain[markers[-1].end() :])):
+        return found[0]
     if found := numbers(text):
         return found[-1]
     kanji = _KANJI.findall(text)
@@ -75,8 +78,15 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    # NFKC turns "½" into "1⁄2" with U+2044.
-    return unicodedata.normalize("NFKC", _FRACTION.sub(r"\1/\2", text)).replace("\u2044", "/")
+    # NFKC turns "½" into "1⁄2" with U+2044, and "2½" into "21⁄2".
+    text = _MIXED.sub(_improper, _FRACTION.sub(r"\1/\2", text))
+    return unicodedata.normalize("NFKC", text).replace("\u2044", "/")
+
+
+def _improper(match: re.Match[str]) -> str:
+    """Return a mixed number such as 2½ as a fraction, 5/2."""
+    over, _, under = unicodedata.normalize("NFKC", match[2]).partition("\u2044")
+    return f"{int(match[1].replace(',', '')) * int(under) + int(over)}/{under}"
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -85,13 +95,12 @@ def _value(match: re.Match[str]) -> Fraction | None:
             return None
         value = Fraction(int(match["over"]), int(match["under"]))
     elif match["ja"]:
-        value = sum(
-            (
-                _decimal(digits) * _UNITS.get(small, 1) * _UNITS.get(large, 1)
-                for digits, small, large in _PART.findall(match["ja"])
-            ),
-            Fraction(0),
-        )
+        value = part = Fraction(0)
+        for digits, small, large in _PART.findall(match["ja"]):
+            part += _decimal(digits) * _UNITS.get(small, 1)
+            if large:
+                value, part = value + part * _UNITS[large], Fraction(0)
+        value += part
     else:
         value = _decimal(match["plain"]) * _ENGLISH_UNITS.get((match["unit"] or "").lower(), 1)
     return -value if match["sign"] else value

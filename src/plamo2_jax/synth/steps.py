@@ -11,6 +11,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from plamo2_jax import checkers
@@ -371,7 +372,8 @@ def expected_number(value: Any) -> Any:
     """Return the number that a field holds, as a fraction, or None. Floats are read by their decimal digits."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    return numbers.final_number(value if isinstance(value, str) else repr(value))
+    # repr has the fewest digits that determine the value, but writes 0.00001 as 1e-05.
+    return numbers.final_number(value if isinstance(value, str) else format(Decimal(repr(value)), "f"))
 
 
 def compression_ratio(texts: Iterable[str]) -> float:
