@@ -393,6 +393,19 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
 
 BASE_FINGERPRINT = "base_fingerprint"
 """Key of config.json: the fingerprint of the base model of a run's adapters."""
+REFERENCE_FINGERPRINT = "reference_fingerprint"
+"""Key of config.json: the fingerprint of the reference model of DPO."""
+TEACHER_FINGERPRINT = "teacher_fingerprint"
+"""Key of config.json: the fingerprint of the teacher of distillation."""
+
+
+def describe_frozen(key: str, config: ModelConfig, params: Any) -> dict[str, str]:
+    """Return a key of config.json with the fingerprint of a model that a run uses but does not change.
+
+    Empty if `params` are shapes, and in a job of several processes, where no process has the whole arrays.
+    """
+    readable = jax.process_count() == 1 and isinstance(jax.tree.leaves(params)[0], jax.Array)
+    return {key: fingerprint(config, params)} if readable else {}
 
 
 def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:

@@ -423,7 +423,9 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
     model = (ended.model / "model.safetensors").read_bytes()
     # As a kill before the merge would leave it.
     shutil.rmtree(ended.model)
+    report = (config.output / "round_2" / "round.json").read_bytes()
     assert iterate(config) == ended
+    assert (config.output / "round_2" / "round.json").read_bytes() == report
     assert (ended.model / "model.safetensors").read_bytes() == model
     # As a kill in the middle of sampling: less than all of the journal, nothing trained.
     shutil.rmtree(ended.model)

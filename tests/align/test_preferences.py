@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_jax import checkpoint
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
@@ -29,12 +30,13 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.storage import lock_folder
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.flops import PEAK_FLOPS
 from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.task import TaskContext
-from support.runs import record
+from support.runs import record, stop_after
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +248,21 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     assert main(["dpo", str(path), "--name", "again"]) == 2
     assert "was written for the reference 000" in capsys.readouterr().err
     manifest.write_text(text)
+
+
+def test_the_reference_of_a_resumed_run_must_be_the_same(make_config, policy, small, tmp_path):
+    config = make_config("other_reference")
+    train(config, on_step=stop_after(1))
+    checkpoint.save_model(tmp_path / "other", small.config, policy, Tokenizer.load(config.tokenizer))
+    with pytest.raises(PlamoError, match=r"a different configuration.*reference_fingerprint"):
+        train(dataclasses.replace(config, init_from=tmp_path / "other"))
+
+
+@pytest.mark.parametrize("loss", ["kto", "bco"])
+def test_a_mean_of_the_micro_batch_needs_all_its_rows(make_config, loss):
+    config = make_config("whole", preference=PreferenceConfig(losses=(loss,)))
+    with pytest.raises(PlamoError, match=f"sharding='zero2' is not allowed with the loss {loss}"):
+        dataclasses.replace(config, sharding="zero2")
 
 
 def test_a_run_in_use_is_refused_before_its_reference_is_read(make_config, tmp_path):

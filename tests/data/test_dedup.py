@@ -234,6 +234,20 @@ def test_files_are_deduplicated_as_a_stream_also_after_interruptions(real_docume
         deduplicate_files(files[:2], tmp_path / "out", tmp_path / "work", read)
 
 
+@pytest.mark.parametrize(("rate", "ends"), [(0.2, False), (0.05, True)])
+def test_the_share_of_bad_records_is_that_of_all_files(tmp_path, rate, ends):
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("".join(json.dumps({"text": f"文書 {i}"}) + "\n" for i in range(9)), encoding="utf-8")
+    bad.write_text(json.dumps({"text": ""}) + "\n", encoding="utf-8")
+    arguments = [good, bad], tmp_path / "out", tmp_path / "work", read
+    if ends:
+        with pytest.raises(PlamoError, match="1 bad records among 10"):
+            deduplicate_files(*arguments, max_bad_rate=rate)
+    else:
+        _, reading = deduplicate_files(*arguments, max_bad_rate=rate)
+        assert (reading.records, reading.bad) == (10, 1)
+
+
 def test_the_command_removes_duplicates_in_processes(real_documents, tmp_path, capsys):
     documents = planted(real_documents)
     write_files(tmp_path / "in", documents)

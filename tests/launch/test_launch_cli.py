@@ -100,6 +100,14 @@ def test_the_option_of_every_verb_reaches_pretrain(printed):
     assert "configs/demo.py \\\n  --no-cache" in printed("slurm", overrides=("--no-cache",))
 
 
+def test_options_of_pretrain_outside_the_config_are_passed_on(printed, refused):
+    overrides = ("--log-format", "json", "--metrics", "tensorboard", "wandb", "--profile", "10:13")
+    text = printed("slurm", overrides=overrides)
+    assert all(word in text for word in overrides)
+    error = refused("local", "--dry-run", overrides=("--distributed.coordinator", "auto"))
+    assert "the launcher sets them" in error
+
+
 def commands():
     """The `plamo2 launch ... --dry-run` lines of the page."""
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))

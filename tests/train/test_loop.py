@@ -64,6 +64,17 @@ def test_a_run_stopped_twice_is_bit_identical(uninterrupted, make_config):
     assert train(config).step == 12
 
 
+def test_a_signal_in_the_last_step_delays_the_evaluation(uninterrupted, make_config):
+    expected, _ = uninterrupted
+    config = make_config("last")
+    outcome = train(config, on_step=stop_after(12))
+    assert (outcome.step, outcome.signal) == (12, signal.SIGTERM)
+    assert not any(line["step"] == 12 for line in record(config) if "heldout/ja/bits_per_byte" in line)
+    outcome = train(config)
+    assert (outcome.step, outcome.signal, set(outcome.heldout)) == (12, None, set(config.heldout))
+    assert record(config) == record(expected)
+
+
 def test_a_killed_run_keeps_its_log_and_resumes(uninterrupted, make_config, tmp_path):
     """kill -9 in the middle: the log is whole lines, and going on drops those past the checkpoint instead of doubling them."""
     expected, _ = uninterrupted

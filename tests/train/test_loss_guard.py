@@ -62,6 +62,12 @@ def test_a_spike_is_a_number_of_high_losses_in_a_row():
     assert guard.see(12, 4, 1.0) == Spike(10, 12, 2.0)
 
 
+def test_a_negative_loss_is_high_if_it_is_as_far_above_the_median():
+    guard = LossGuard(5, SpikeConfig(factor=1.5, steps=1, window=3))
+    assert not any(see(guard, [-2, -2, -2, -1.1, -2, -3]))
+    assert guard.see(7, -0.9, 1.0) == Spike(7, 7, -2)
+
+
 def test_a_guard_goes_on_from_its_state():
     losses = list(np.random.default_rng(0).lognormal(sigma=0.5, size=60))
     config = SpikeConfig(factor=1.3, steps=2, window=7)

@@ -27,6 +27,8 @@ Loss = Literal[PairLoss, AnswerLoss]
 WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "nll"})
 """Losses that do not read the reference."""
 BY_ANSWER = frozenset(get_args(AnswerLoss))
+BY_BATCH = frozenset({"bco", "kto"})
+"""Losses that use the mean log-ratio of a micro-batch."""
 OVER: Mapping[str, str] = {
     **{
         f"{name}_{side}": f"count_{side}"

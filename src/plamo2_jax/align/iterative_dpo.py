@@ -32,7 +32,9 @@ from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
+from plamo2_jax.train.evaluation import newest_heldout
 from plamo2_jax.train.loop import train
+from plamo2_jax.train.metrics import METRICS, read_metrics
 from plamo2_jax.validation import require
 
 
@@ -149,7 +151,8 @@ def _round(
     outcome = train(training, open_benchmarks=open_benchmarks)
     if outcome.signal is not None:
         return outcome.signal
-    measured = {name: found.metrics for name, found in outcome.heldout.items()}
+    # From the log, because a complete run is not measured again.
+    measured = newest_heldout(read_metrics(run / METRICS))
     write_json(folder / "round.json", {"round": number, "start": str(start), **said, "heldout": measured})
     say(f"round {number}: trained; held-out {json.dumps(measured)}")
     merge([str(start), str(run)], folder / "model", config.merge)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from plamo2_jax.adapters.attach import Adapters
-from plamo2_jax.checkpoint import BASE_FINGERPRINT, fingerprint
+from plamo2_jax.checkpoint import BASE_FINGERPRINT, describe_frozen
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import is_matrix, map_with_axes
@@ -36,9 +36,6 @@ def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask
     def evaluate(params: Any, batches: Iterable[Batch], frozen: Mapping[str, Any]) -> EvalResult:
         return task.evaluate(to_model_params(params, frozen), batches, frozen)
 
-    # The fingerprint needs whole arrays, and in a job of several processes no process has them.
-    readable = jax.process_count() == 1 and isinstance(jax.tree.leaves(params)[0], jax.Array)
-    described = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if readable else {}
     return dataclasses.replace(
         task,
         loss_fn=loss_fn,
@@ -46,7 +43,7 @@ def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask
         frozen={**task.frozen, BASE: cast_base(adapters, params)},
         evaluate=evaluate,
         to_model_params=to_model_params,
-        description={**task.description, **described},
+        description={**task.description, **describe_frozen(BASE_FINGERPRINT, adapters.config, params)},
     )
 
 

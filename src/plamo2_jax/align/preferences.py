@@ -15,7 +15,7 @@ from jaxtyping import Array
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import encode_all, require_marks
-from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_loss
+from plamo2_jax.align.dpo import BY_ANSWER, BY_BATCH, OVER, PreferenceConfig, preference_loss
 from plamo2_jax.align.examples import Examples, ExampleSource
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import BASE, with_adapters
@@ -29,7 +29,7 @@ from plamo2_jax.align.post_training import (
 )
 from plamo2_jax.align.reference import MANIFEST, ReferenceLogProbs, write_reference
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
-from plamo2_jax.checkpoint import fingerprint
+from plamo2_jax.checkpoint import REFERENCE_FINGERPRINT, describe_frozen, fingerprint
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.rules import batch_sharding
@@ -157,6 +157,12 @@ class Dpo(TaskConfig):
         require(self, "reference", given or not needs, "given without init_from")
         for name in ("reference", "reference_log_probs"):
             require(self, name, needs or getattr(self, name) is None, "None, because no loss uses a reference")
+        coupled = [loss for loss in self.preference.losses if loss in BY_BATCH]
+        if coupled and run.sharding in ("zero1", "zero2"):
+            raise PlamoError(
+                f"sharding={run.sharding!r} is not allowed with the loss {coupled[0]}, which uses the mean of all answers of a "
+                "micro-batch: choose fsdp or fsdp_tensor"
+            )
 
     def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
         """Make the task. Write the log-probabilities of the reference if they are to be stored and do not exist yet.
@@ -168,14 +174,16 @@ class Dpo(TaskConfig):
         base = None if self.lora is None else context.load_params(run.init_from)
         # Adapters do not change their base, so it can be the reference without more memory.
         is_base = base is not None and self.reference in (None, run.init_from)
-        frozen, batch_spec, name = {}, {}, None
+        frozen, batch_spec, name, description = {}, {}, None, {}
         if self.preference.needs_reference and self.reference_log_probs is not None:
             batch_spec = {REFERENCE: ((), jnp.float32)}
             if not context.is_planned:
                 self._store_reference(run, context, base if is_base else None)
         elif self.preference.needs_reference:
             name = BASE if is_base else REFERENCE
-            frozen = {} if is_base else {REFERENCE: context.load_params(self.reference or run.init_from)}
+            if not is_base:
+                frozen = {REFERENCE: context.load_params(self.reference or run.init_from)}
+                description = describe_frozen(REFERENCE_FINGERPRINT, run.model, frozen[REFERENCE])
         loss_fn = preference_loss_fn(context.model, self.preference, self.pairs.max_pairs, run.loss_chunk, name)
         task = TrainTask(
             loss_fn=loss_fn,
@@ -184,6 +192,7 @@ class Dpo(TaskConfig):
             frozen=frozen,
             batch_spec=batch_spec,
             denominators=OVER,
+            description=description,
             forward_only=() if name is None else (run.model,),
         )
         return task if base is None else with_adapters(task, Adapters(run.model, self.lora, run.seed), base)
@@ -222,7 +231,7 @@ class Dpo(TaskConfig):
             return part if store is None else part.with_array(REFERENCE, store.of(part.fingerprint))
 
         collator = pair_collator(self.pairs.max_pairs, store is not None)
-        described = {} if store is None else {"reference_fingerprint": store.manifest["reference"]}
+        described = {} if store is None else {REFERENCE_FINGERPRINT: store.manifest["reference"]}
         return ExampleSource(run.data, run.heldout, template, collator, read, add_reference, described)
 
     def on_evaluate(self, run: RunConfig) -> SampleWriter | None:

@@ -172,14 +172,20 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> tuple[Job, RunConfig]:
     Raises:
         PlamoError: The config file or an override is wrong.
     """
-    from plamo2_jax.cli.run_options import load_run, parse_config
+    from plamo2_jax.cli.run_options import load_run, parse
     from plamo2_jax.storage import address
     from plamo2_jax.surgery.distill import Distill
     from plamo2_jax.train.pretraining import Pretrain
 
     fields = [word for word in overrides if word != NO_CACHE]
     run = load_run(path, (Pretrain, Distill), "configs/demo.py")
-    config = parse_config(run, fields, f"plamo2 pretrain {path}")
+    options = parse("pretrain", str(path), run, fields)
+    joining = options.distributed
+    if (joining.coordinator, joining.process_id, joining.process_count) != (None, None, None):
+        raise PlamoError(
+            "--distributed.coordinator, process-id and process-count are not allowed here: the launcher sets them"
+        )
+    config = options.config
     return Job(path, config.name, address(config.output), overrides, inputs(config)), config
 
 

@@ -62,8 +62,8 @@ def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
     return config
 
 
-def parse(verb: str, path: str, default: RunConfig, args: list[str], description: str) -> RunOptions:
-    """Replace values of the run in the file `path` by options of the command line."""
+def parse(verb: str, path: str, default: RunConfig, args: Sequence[str], description: str | None = None) -> RunOptions:
+    """Replace values of the run in the file `path` by options of the command line. The help begins with `description`."""
     return _read(RunOptions, RunOptions(_with_parts(default, args)), args, f"plamo2 {verb} {path}", description)
 
 

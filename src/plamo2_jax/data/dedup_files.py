@@ -62,8 +62,10 @@ def deduplicate_files(
     output.mkdir(parents=True, exist_ok=True)
     with lock_folder(work), _Pool(processes) as pool:
         _check_settings(work, output, files, config)
-        jobs = [(i, path, work, read, config, max_bad_rate) for i, path in enumerate(files)]
+        jobs = [(i, path, work, read, config) for i, path in enumerate(files)]
         counts = list(pool.map(_hash_file, jobs, "hash"))
+        reading = _reading(counts, max_bad_rate)
+        reading.judge()
         blocks = [
             Block(block_folder(work, i, number))
             for i, count in enumerate(counts)
@@ -84,7 +86,7 @@ def deduplicate_files(
     if blocks:
         report.count(found, np.concatenate([block.load("characters") for block in blocks]))
     report.first += shown_duplicates(found, blocks, names)
-    return report, _reading(counts, max_bad_rate)
+    return report, reading
 
 
 def _check_settings(work: Path, output: Path, files: Sequence[Path], config: DedupConfig) -> None:
@@ -110,13 +112,14 @@ def _check_settings(work: Path, output: Path, files: Sequence[Path], config: Ded
     write_whole(path, json.dumps(settings, indent=2).encode() + b"\n")
 
 
-def _hash_file(job: tuple[int, Path, Path, Reader, DedupConfig, float]) -> Mapping[str, Any]:
+def _hash_file(job: tuple[int, Path, Path, Reader, DedupConfig]) -> Mapping[str, Any]:
     """Hash the documents of one file, without the blocks that exist. Return the number of documents and the report of reading."""
-    number, path, work, read, config, max_bad_rate = job
+    number, path, work, read, config = job
     done = work / _DONE.format(number)
     if done.exists():
         return parse_json(done.read_bytes(), str(done))
-    signer, report = Signer(config), ReadReport(max_bad_rate, quiet=True)
+    # A single file may have a larger share of bad records.
+    signer, report = Signer(config), ReadReport(1.0, quiet=True)
     texts = (document.text for document in read(path, report))
     count = 0
     for block in itertools.count():

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from plamo2_jax.checkpoint import TEACHER_FINGERPRINT, describe_frozen
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.loss import Prediction, cross_entropy, largest_chunk, map_logits, predict, prediction_sums
@@ -205,7 +206,8 @@ class Distill(TaskConfig):
             teacher = context.model.clone(config=shape, remat="none")
             # The activation dtype would be enough for its matrices, but norms and decay rates need float32.
             frozen = {TEACHER: context.load_params(self.teacher, teacher)}
-            added = {"frozen": frozen, "forward_only": (teacher.config,)}
+            described = describe_frozen(TEACHER_FINGERPRINT, teacher.config, frozen[TEACHER])
+            added = {"frozen": frozen, "forward_only": (teacher.config,), "description": described}
         elif context.is_planned and self.top_k is not None:
             added = {"batch_spec": logits_spec(self.top_k)}
         else:

@@ -98,8 +98,8 @@ class RunConfig:
     output: Path = dataclasses.field(default=Path("runs"), metadata=FREE)
     """Folder for runs, or gs://BUCKET/FOLDER. This run is written to output/name."""
     init_from: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Initial parameters: a run folder (its newest checkpoint) or a folder in Hugging Face format. Ignored if the run already has a
-    checkpoint."""
+    """Initial parameters: a run folder (its newest checkpoint) or a folder in Hugging Face format. If the run already has a checkpoint,
+    these are not used, except that the base of adapters and the reference of DPO must be the same."""
     fork: Path | None = dataclasses.field(default=None, metadata=FREE)
     """Start from the full training state of another run: RUN@STEP, or RUN for its newest checkpoint. Optimizer state, step and random key
     are taken over. `steps` includes the steps before the fork. Ignored if the run already has a checkpoint."""
@@ -114,7 +114,7 @@ class RunConfig:
     """Learning-rate schedule."""
     accumulation: int = dataclasses.field(default=1, metadata=FREE)
     """Gradient accumulation: number of micro-batches per step; it must divide the batch size. More micro-batches need less memory and give
-    the same result, except that dropout and NEFTune use different noise."""
+    the same result, except that dropout and NEFTune use different noise, and that the losses kto and bco use the mean of a micro-batch."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """dtype of activations. Parameters, optimizer, scan state, norm statistics, softmax and loss are always float32."""
     linear_type: LinearType = "normal"
@@ -198,6 +198,10 @@ class RunConfig:
         make_schedule(self.schedule, self.steps)  # Raises if warm-up and decay do not fit into the steps.
         require(self, "task", isinstance(self.task, TaskConfig), "Pretrain(...), Distill(...), Sft(...) or Dpo(...)")
         self.task.check(self)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether held-out data are measured and samples written after a step."""
+        return step == self.steps or step % self.evaluate_every == 0
 
     def tasks_due(self, step: int) -> bool:
         """Return whether the benchmark tasks are answered after a step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from plamo2_jax.train.benchmarks import Benchmarks
@@ -12,6 +12,8 @@ from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.task import EvalResult
 from plamo2_jax.train.watchdog import StallWatchdog
 
+HELDOUT = "heldout/"
+"""Beginning of the names of the metrics of held-out data in the log."""
 TASKS = "tasks/"
 """Beginning of the names of the metrics of benchmark tasks in the log."""
 
@@ -40,6 +42,19 @@ def evaluate(
                 if prefix == "heldout":
                     results[name] = result
     return results, log
+
+
+def newest_heldout(lines: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the last measurement on held-out data in the lines of metrics.jsonl: metrics by name of the data."""
+    newest: dict[str, dict[str, float]] = {}
+    for line in lines:
+        found = {name.removeprefix(HELDOUT): value for name, value in line.items() if name.startswith(HELDOUT)}
+        if found:
+            newest = {}
+            for name, value in found.items():
+                data, _, metric = name.rpartition("/")
+                newest.setdefault(data, {})[metric] = value
+    return newest
 
 
 def answer_tasks(

@@ -25,7 +25,7 @@ from plamo2_jax.progress import tqdm
 from plamo2_jax.train import processes, run_folder
 from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import RunConfig, to_json
-from plamo2_jax.train.evaluation import TASKS, answer_tasks, evaluate
+from plamo2_jax.train.evaluation import HELDOUT, TASKS, answer_tasks, evaluate
 from plamo2_jax.train.goodput import Goodput
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
@@ -46,7 +46,7 @@ class TrainResult:
     step: int
     """Number of updates, including those before a resume."""
     signal: int | None
-    """The signal that stopped the run early; None if the run is complete."""
+    """The signal that stopped the run early, or before its last evaluation; None if the run is complete."""
     heldout: Mapping[str, EvalResult]
     """The last measurement on held-out data, by name; `HeldOut` for tasks that measure bits per byte."""
 
@@ -100,6 +100,7 @@ def train(
             step = int(state.step)
             # -- Loop --------------------------------------------------------------------------------------------------------------
             heldout: dict[str, EvalResult] = {}
+            unmeasured = False
             with (
                 MetricsLog(folder, step, writers, {"name": config.name, **about}) if writes else NoLog() as log,
                 Preemption() as preemption,
@@ -124,10 +125,27 @@ def train(
                     if answered := answer_tasks(run.benchmarks, params, watchdog, preemption):
                         log.write(step, answered)
 
-                # A signal ends the tasks of a step, but its checkpoint is written.
-                if step and config.tasks_due(step) and not any(name.startswith(TASKS) for name in log.first_names):
+                def measure() -> None:
+                    nonlocal heldout
+                    if config.heldout:
+                        heldout, measured = evaluate(run, state, config.heldout, watchdog)
+                        log.write(step, measured)
+                        if writes:
+                            emit("evaluation", step=step, metrics=measured)
+                    if on_evaluate is not None:
+                        watchdog.beat()
+                        on_evaluate(step, task.to_model_params(state.params, task.frozen))
+
+                def is_missing(prefix: str) -> bool:
+                    return processes.from_first(not any(name.startswith(prefix) for name in log.first_names))
+
+                # After a signal, a step has a checkpoint, but no evaluation.
+                if run.is_resumed and config.heldout and config.evaluation_due(step) and is_missing(HELDOUT):
+                    measure()
+                if step and config.tasks_due(step) and is_missing(TASKS):
                     answer()
-                    log.flush()
+                log.flush()
+                step_metrics.restart()
                 while step < config.steps:
                     step += 1
                     profiler.before(step)
@@ -141,15 +159,14 @@ def train(
 
                     complete, due = step == config.steps, step % config.checkpoint_every == 0
                     local_due = config.local_due(step)
-                    evaluation_due = complete or step % config.evaluate_every == 0
+                    evaluation_due = (bool(config.heldout) or on_evaluate is not None) and config.evaluation_due(step)
                     tasks_due = config.tasks_due(step)
                     often = step % config.log_every == 0 or step % config.evaluate_every == 0
                     writing = complete or due or local_due or often or tasks_due
                     stopping = preemption.should_stop(writing)
                     saving = complete or stopping or due
                     # After a signal, there may be no time for a pass over the held-out data.
-                    measures = bool(config.heldout) or on_evaluate is not None
-                    evaluating = measures and evaluation_due and not stopping
+                    evaluating = evaluation_due and not stopping
                     if writing or stopping:
                         spike = step_metrics.write()
                         progress.set_postfix(step_metrics.shown)
@@ -161,14 +178,8 @@ def train(
                             progress.n = step
                             step_metrics.restart()
                             continue
-                    if evaluating and config.heldout:
-                        heldout, measured = evaluate(run, state, config.heldout, watchdog)
-                        log.write(step, measured)
-                        if writes:
-                            emit("evaluation", step=step, metrics=measured)
-                    if evaluating and on_evaluate is not None:
-                        watchdog.beat()
-                        on_evaluate(step, task.to_model_params(state.params, task.frozen))
+                    if evaluating:
+                        measure()
                     answering = tasks_due and not stopping
                     if answering:
                         answer()
@@ -187,8 +198,9 @@ def train(
                     if evaluating or answering or saving or local_due:
                         step_metrics.restart()
                     if stopping:
+                        unmeasured = evaluation_due or tasks_due
                         break
                 if step == config.steps:
                     checkpoints.remove_local()
-                signal = preemption.signal if step < config.steps else None
+                signal = preemption.signal if step < config.steps or unmeasured else None
         return TrainResult(step, signal, heldout)

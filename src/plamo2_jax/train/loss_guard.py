@@ -26,7 +26,8 @@ class SpikeConfig:
     """
 
     factor: float | None = None
-    """A loss counts as high if it is above this factor times the running median. None: no detection."""
+    """A loss counts as high if it is above this factor times the running median; for a negative median, if it is above the median by as
+    much as for a positive one. None: no detection."""
     steps: int = 5
     """Number of consecutive high losses that count as a spike."""
     window: int = 100
@@ -102,7 +103,8 @@ class LossGuard:
         if self._spike.factor is None:
             return None
         median = statistics.median(self._losses) if len(self._losses) == self._spike.window else math.inf
-        if loss <= self._spike.factor * median:
+        # For losses that may be negative, such as the robust loss of preferences.
+        if loss - median <= (self._spike.factor - 1) * abs(median):
             self._losses.append(loss)
             self._high = 0
             return None

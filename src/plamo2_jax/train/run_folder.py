@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from plamo2_jax import checkpoint
-from plamo2_jax.checkpoint import BASE_FINGERPRINT
+from plamo2_jax.checkpoint import BASE_FINGERPRINT, REFERENCE_FINGERPRINT, TEACHER_FINGERPRINT
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import address, located, lock_folder, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -104,11 +104,12 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any], local_ste
     folder = config.folder
     theirs = fill_defaults(checkpoint.read_config(folder), config)
     ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
-    # Older runs do not record the base of their adapters, and a job of several processes does not compute its fingerprint.
-    if BASE_FINGERPRINT in theirs:
-        ours.setdefault(BASE_FINGERPRINT, theirs[BASE_FINGERPRINT])
-    elif BASE_FINGERPRINT in ours:
-        theirs = {**theirs, BASE_FINGERPRINT: ours[BASE_FINGERPRINT]}
+    # Older runs do not record their frozen models, and a job of several processes does not compute fingerprints.
+    for key in (BASE_FINGERPRINT, REFERENCE_FINGERPRINT, TEACHER_FINGERPRINT):
+        if key in theirs:
+            ours.setdefault(key, theirs[key])
+        elif key in ours:
+            theirs = {**theirs, key: ours[key]}
     steps = theirs.get("steps")
     if isinstance(steps, int) and steps < config.steps:
         theirs = {**theirs, "steps": config.steps}
