@@ -64,6 +64,10 @@ def test_adapters_are_added_to_the_base_of_their_run(run, small, small_params, a
     # The same from PEFT's layout, which names the base too.
     peft = open_model(write_run_adapter(run.folder))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), peft.params, expected)
+    about = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    about["base_model_name_or_path"] = f"{run.init_from}@0"
+    (run.folder / "adapter" / "adapter_config.json").write_text(json.dumps(about))
+    jax.tree.map(np.testing.assert_array_equal, open_model(run.folder / "adapter").params, peft.params)
     # And a model is opened as ever.
     jax.tree.map(np.testing.assert_array_equal, open_model(run.init_from).params, load_model(run.init_from).params)
 

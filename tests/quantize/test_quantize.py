@@ -141,6 +141,21 @@ def test_four_bits_by_awq_and_gptq_lose_less_than_rounding(config, params, batch
     assert text.splitlines()[-1].split() == ["model", "13", f"{total_bytes(plain):,}", f"{total_bytes(leaves):,}"]
 
 
+def test_dt_up_is_rounded_to_nearest_because_its_inputs_are_not_recorded(config, params, batches):
+    """It reads the normed dt, not the inputs of b_proj and c_proj before it."""
+    found = []
+    for method in ("rtn", "gptq"):
+        options = QuantizeConfig(method, 8, bits_for=(("dt_up", 8), ("b_proj", 8)))
+        formats = {
+            path: form for path, form in matrix_formats(config, options).items() if re.search("dt_up|b_proj", path)
+        }
+        leaves = flat(params, config)
+        quantize_leaves(config, leaves, formats, options, batches)
+        found.append({path: np.asarray(leaves[path].values) for path in formats})
+    for path, values in found[0].items():
+        assert np.array_equal(values, found[1][path]) == ("dt_up" in path), path
+
+
 def test_smoothquant_with_quantized_activations(config, params, batches, network):
     """An outlier channel after the norms: with activations in 8 bits, the scales divide the loss."""
     losses = []
@@ -196,6 +211,8 @@ def test_a_budget_is_kept_where_it_hurts_least(config, leaves, batches):
     formats = matrix_formats(config, options)
     smaller = candidates(config, formats, options)
     assert "embedding" not in smaller
+    pinned = candidates(config, formats, dataclasses.replace(options, bits_for=(("mlp/", 8),)))
+    assert pinned.keys() == {path for path in smaller if "/mlp/" not in path}
     eight = dict(leaves)
     quantize_leaves(config, eight, formats, options)
     full = total_bytes(eight)

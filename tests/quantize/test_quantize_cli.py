@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 
@@ -61,7 +62,7 @@ def test_eight_bits_need_no_data(model, tmp_path):
     assert loaded["embedding"].activations is None
 
 
-def test_four_bits_with_one_scale_for_each_output(model, tmp_path):
+def test_four_bits_with_one_scale_for_each_output(model, tmp_path, capsys):
     assert main(["quantize", model, str(tmp_path / "out"), "--bits", "4", "--group-size", "none"]) == 0
     down = load_model(tmp_path / "out", quantized=True).params["run_0"]["layer_0"]["mlp"]["down"]
     assert down.values.dtype.name == "int4"
@@ -72,6 +73,12 @@ def test_four_bits_with_one_scale_for_each_output(model, tmp_path):
     assert strategies == {(4, "channel"), (8, "channel")}
     again = load_model(tmp_path / "public", quantized=True).params["run_0"]["layer_0"]["mlp"]["down"]
     np.testing.assert_array_equal(again.dequantize(), down.dequantize())
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "public")]) == 0
+    assert "quantized folder in Hugging Face format" in capsys.readouterr().out
+    assert main(["convert", "to-gguf", str(tmp_path / "public"), str(tmp_path / "model.gguf")]) == 0
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "Q4_0"
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,12 @@ def test_search_splits_a_budget():
     assert all(shape.flops_per_token(64) <= 2e4 for shape in candidates(TIED, 2e4, lambda c: c.flops_per_token(64)))
 
 
+def test_the_width_of_a_single_layer_can_be_cut():
+    one = dataclasses.replace(TIED, num_hidden_layers=1, full_attention_idx=())
+    (*_, shape) = candidates(one, 0.9 * one.parameter_count(), lambda config: config.parameter_count())
+    assert (shape.num_hidden_layers, shape.hidden_size < one.hidden_size) == (1, True)
+
+
 def test_search_returns_the_pruned_model_of_lowest_loss(scored):
     config, params, batch, _ = scored
     shapes = [dataclasses.replace(config, intermediate_size=size) for size in (4, 12)]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +195,15 @@ def test_a_folder_of_runs_shows_the_newest_first(run):
     write_run(run.parent / "older", [update(step) for step in range(1, 51)], name="older")
     snapshot = FolderWatch(run.parent).read()
     assert (snapshot.run.name, [other.name for other in snapshot.others]) == ("mine", ["older"])
+
+
+def test_a_run_that_is_removed_does_not_end_the_others(run):
+    write_run(run.parent / "older", [update(1)], name="older")
+    watch = FolderWatch(run.parent)
+    assert len(watch.read().others) == 1
+    shutil.rmtree(run.parent / "older")
+    snapshot = watch.read()
+    assert (snapshot.run.name, snapshot.others) == ("mine", [])
 
 
 def test_the_stages_of_a_pipeline(run, capsys):

@@ -47,7 +47,7 @@ def open_model(
         if step is not None or ema:
             raise AdapterError(f"{folder} is in PEFT's layout, which has no steps: remove the step")
         base = read_json_object(folder / PEFT_CONFIG, error=AdapterError).get("base_model_name_or_path")
-        if not isinstance(base, str) or not Path(base).is_dir():
+        if not isinstance(base, str) or not ModelName.parse(base).folder.is_dir():
             raise AdapterError(
                 f"{folder} has adapters whose base, {str(base)[:100]!r}, is not a folder on this machine. To "
                 f"merge them into another base, use plamo2 lora MODEL {folder} OUT"

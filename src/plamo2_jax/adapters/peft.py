@@ -234,7 +234,7 @@ def read_adapters(
             raise AdapterError(f"{adapter} is in PEFT's layout, which has no steps: remove the step")
         targets, adapters, scale = read_peft(adapter, config)
         base = read_adapter_config(inside(Path(adapter), CONFIG)).base
-        if base and Path(base).name != ModelName.parse(model).folder.name:
+        if base and ModelName.parse(base).folder.name != ModelName.parse(model).folder.name:
             print(f"{adapter} was trained on {shown(base)}; it is used with {model}", file=sys.stderr)
         return targets, adapters, scale
     item = checkpoint.EMA if name.ema else checkpoint.PARAMS

@@ -18,6 +18,7 @@ import flax.traverse_util
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import Progress
+from plamo2_jax.convert.compressed_read import holds_compressed
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.gguf_keys import add_network, add_tokenizer, describe_differences, exact_context, rope_base
 from plamo2_jax.convert.gguf_layout import (
@@ -87,7 +88,8 @@ def to_gguf(
     name = ModelName.parse(source, step=step, ema=ema)
     folder = name.folder
     leaves: Mapping[str, Any] = {}
-    if is_run_folder(folder) and checkpoint.is_quantized(folder):
+    quantized = checkpoint.is_quantized(folder) if is_run_folder(folder) else holds_compressed(folder)
+    if quantized:
         loaded = load_model(folder, step=name.step, ema=name.ema, quantized=True)
         config, leaves = loaded.config, flax.traverse_util.flatten_dict(loaded.params, sep="/")
         kind = default_type(leaves.values()) if kind is None else kind

@@ -85,9 +85,11 @@ class LayerStream:
     def stages(self, layer: Layer, leaves: Mapping[str, Any]) -> list[list[str]]:
         """Return the paths of a layer's matrices in the order of the data flow. Those of a stage read inputs before any of the later."""
 
-        def stage(path: str) -> tuple[bool, bool, bool]:
+        def stage(path: str) -> tuple[bool, ...]:
             declared = self.declared[path]
-            return "/mlp/" in path, axes.EMBED not in declared.contracts, declared.names[-1] == axes.EMBED
+            contracts = declared.contracts
+            in_order = (axes.EMBED not in contracts, declared.names[-1] == axes.EMBED, axes.DT_RANK in contracts)
+            return "/mlp/" in path, *in_order
 
         wanted = [path for path in leaves if axes.is_matrix(self.declared[path].names)]
         keys = sorted({stage(path) for path in wanted})

@@ -8,6 +8,7 @@ until the model fits the budget.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,11 +102,12 @@ def search_formats(
 def candidates(
     config: ModelConfig, formats: Mapping[str, MatrixFormat], options: QuantizeConfig
 ) -> dict[str, tuple[MatrixFormat, int]]:
-    """Return the 4-bit format and the saved bytes of each matrix in int8 that may get 4 bits."""
+    """Return the 4-bit format and the saved bytes of each matrix in int8 that may get 4 bits: all but those that `bits_for` names."""
     found = {}
     for path, form in formats.items():
         each, shape = matrices(config)[path]
-        if form.kind != "int8" or axes.VOCAB in each.names:
+        pinned = any(re.search(pattern, path) for pattern, _ in options.bits_for)
+        if form.kind != "int8" or axes.VOCAB in each.names or pinned:
             continue
         try:
             small = matrix_format(path, each, shape, 4, options)

@@ -16,7 +16,16 @@ from plamo2_jax.adapters.adapter_config import read_adapter_config
 from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
 from plamo2_jax.adapters.peft import WEIGHTS as PEFT_WEIGHTS
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.files import find_tensors, inside, read_header
+from plamo2_jax.convert.compressed_read import holds_compressed
+from plamo2_jax.convert.files import (
+    COMPRESSED_DTYPES,
+    CONFIG,
+    READ_DTYPES,
+    find_tensors,
+    inside,
+    read_header,
+    read_json,
+)
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import is_run_folder
 from plamo2_jax.convert.names import ModelName
@@ -148,6 +157,14 @@ def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
     groups = {tensor.name: _group(config, tensor.parts[0].path) for tensor in public_tensors(config)}
     facts = {"kind": "folder in Hugging Face format", **_network(config), **_texts(folder)}
     facts["checksums"] = "none: safetensors files have no checksums"
+    if holds_compressed(folder):
+        stored = find_tensors(folder, READ_DTYPES | COMPRESSED_DTYPES)
+        settings = read_json(folder, CONFIG)["quantization_config"]
+        facts["kind"] = f"quantized {facts['kind']}"
+        facts["method"] = settings["quant_method"]
+        facts["formats"] = {settings["format"]: sum(name.endswith(".weight_scale") for name in stored)}
+        facts["bytes"] = sum(tensor.size * tensor.dtype.itemsize for tensor in stored.values())
+        return facts, []
     return facts, _tensors(find_tensors(folder), lambda name: groups.get(name, "other"))
 
 

@@ -76,13 +76,20 @@ class FolderWatch:
         Raises:
             PlamoError: A file is damaged.
         """
-        statuses = [watch.read() for watch in self._find().values()]
+        statuses = []
+        for name, watch in self._find().items():
+            try:
+                statuses.append(watch.read())
+            except FileNotFoundError:  # Removed since it was found.
+                if Path(name) == self.folder:
+                    raise
         statuses.sort(key=lambda status: float("inf") if status.age is None else status.age)
         newest, others = (statuses[0], statuses[1:]) if statuses else (None, [])
         return Snapshot(self._given, newest, others, self._stages())
 
     def _find(self) -> Mapping[str, RunWatch]:
         """Find the run in the folder and the runs in its subfolders. In a bucket, only the folder itself is a run."""
+        self._runs = {name: watch for name, watch in self._runs.items() if watch.exists()}
         candidates = [self.folder]
         if not is_remote(self.folder):
             candidates += sorted(path for path in self.folder.iterdir() if _may_be_run(path))

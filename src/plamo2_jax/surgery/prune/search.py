@@ -43,8 +43,10 @@ def candidates(
     step = source.period
     rest = source.num_hidden_layers % step
     found: list[ModelConfig] = []
-    for layers in range(source.num_hidden_layers, step - 1, -step):
-        if layers < least_depth * source.num_hidden_layers or layers - rest < step:
+    for layers in range(source.num_hidden_layers, 0, -step):
+        if layers < source.num_hidden_layers and (
+            layers < least_depth * source.num_hidden_layers or layers - rest < step
+        ):
             break
         for ratio in mlp_ratios:
             shape = _widest(source, layers, ratio, budget, cost, multiple_of)
