@@ -36,7 +36,7 @@ help:
 	@echo 'make bench-torch compare the train step with transformers and PyTorch, in the environment of make peers'
 	@echo 'make chaos    kill and disturb runs, pipelines, sampling and the server at random, and compare the results with undisturbed runs'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
-	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (half an hour or more; installs libtpu)'
+	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (an hour or more; installs libtpu)'
 	@echo 'make peers    compare results with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, Beam, schemathesis); needs the demo'
 	@echo 'make vllm     create .venv-vllm with vLLM for CPUs and the plugin (3.4 GB)'
 	@echo 'make peers-vllm compare the vLLM plugin with this project, in a separate environment, .venv-vllm (3.4 GB; about 15 minutes);'

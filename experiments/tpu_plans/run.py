@@ -26,11 +26,14 @@ ROOT = HERE.parent.parent
 REFERENCE = "0.0.42"
 V6E = "--remat dots_except_gate_up --loss-chunk 1024"
 
+TPU7X = "--mesh.data 8 --accumulation 4"
+
 # name: configuration, slice, options of the run, kind of program, implementation.
 PLANS = {
     "1b v5e:4x4": ("pretrain_1b", "v5e:4x4", "", "train", "pallas"),
     "8b v5p:4x4x4": ("pretrain_8b", "v5p:4x4x4", "", "train", "pallas"),
     "8b v6e:8x8": ("pretrain_8b", "v6e:8x8", V6E, "train", "pallas"),
+    "8b tpu7x:4x4x4": ("pretrain_8b", "tpu7x:4x4x4", TPU7X, "train", "pallas"),
     "8b 32k v5p:4x4x4": ("pretrain_8b_32k", "v5p:4x4x4", "", "train", "pallas"),
     "8b 128k v5p:8x8x8": ("pretrain_8b_128k", "v5p:8x8x8", "", "train", "pallas"),
     "31b v5p:8x8x8": ("pretrain_31b", "v5p:8x8x8", "", "train", "pallas"),
