@@ -75,6 +75,11 @@ def test_numbers_of_a_text(text, expected):
         assert numbers(text) == expected
 
 
+@pytest.mark.parametrize("text", ["1" * 20_000, "111,111," * 2000, "1千" * 3000, "1 ½" * 3000])
+def test_texts_of_digits_have_many_numbers(text):
+    assert len(numbers(text)) > 1
+
+
 def test_numbers_in_words():
     assert numbers_in_words("三百二十五人と二〇二五年、一万二千") >= {325, 2025, 12000}
     assert numbers_in_words("Twelve apples in May") >= {12, 5}

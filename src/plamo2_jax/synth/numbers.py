@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from fractions import Fraction
 
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,60})"
+_INTEGER = r"(?:\d{1,3}(?:,\d{3}){1,20}|\d{1,60})"
 _DIGITS = rf"{_INTEGER}(?:\.\d{{1,60}})?"
 # 3千5百, 3千500, 5百20
 _THOUSANDS = rf"(?:{_DIGITS}千(?:{_DIGITS}百)?(?:\d{{1,3}})?|{_DIGITS}百(?:\d{{1,2}})?)"

@@ -140,7 +140,7 @@ def train(
                     return processes.from_first(not any(name.startswith(prefix) for name in log.first_names))
 
                 # After a signal, a step has a checkpoint, but no evaluation.
-                if run.is_resumed and config.heldout and config.evaluation_due(step) and is_missing(HELDOUT):
+                if run.is_resumed and step and config.heldout and config.evaluation_due(step) and is_missing(HELDOUT):
                     measure()
                 if step and config.tasks_due(step) and is_missing(TASKS):
                     answer()
