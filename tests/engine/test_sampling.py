@@ -215,6 +215,8 @@ def test_a_row_draws_alike_in_any_company(logits):
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-46),
+        ("frequency_penalty", 1e300),
         ("presence_penalty", float("inf")),
         ("frequency_penalty", float("nan")),
     ],

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from plamo2_jax.validation import require
 
+_MOST_PENALTY = 1e6
 # Larger than any vocabulary.
 _NO_TOP_K = np.iinfo(np.int32).max
 
@@ -54,14 +55,15 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         top_k = self.top_k
         whole = isinstance(top_k, int) and not isinstance(top_k, bool) and 1 <= top_k <= _NO_TOP_K
-        positive = self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)
+        # Logits with these penalties are finite in float32.
+        repetition = 1 / _MOST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY
         require(self, "temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or positive")
         require(self, "top_k", top_k is None or whole, "none or an integer of at least 1")
         require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         require(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
-        require(self, "repetition_penalty", positive, "positive")
+        require(self, "repetition_penalty", repetition, "from 0.000001 to 1000000")
         for name in ("presence_penalty", "frequency_penalty"):
-            require(self, name, math.isfinite(getattr(self, name)), "finite")
+            require(self, name, abs(getattr(self, name)) <= _MOST_PENALTY, "from -1000000 to 1000000")
 
 
 class RowSampling(struct.PyTreeNode):

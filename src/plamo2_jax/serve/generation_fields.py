@@ -107,7 +107,7 @@ def read_generation_fields(fields: Fields, vocab_size: int) -> GenerationFields:
         top_k=top_k if top_k > 0 else None,
         top_p=fields.number("top_p", 1.0, high=1, above=0),
         min_p=fields.number("min_p", 0.0, 0, 1),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, high=100, above=0),
+        repetition_penalty=fields.number("repetition_penalty", 1.0, 1e-6, 100),
         presence_penalty=fields.number("presence_penalty", 0.0, -2, 2),
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2),
     )

@@ -48,7 +48,7 @@ _SHARED: dict[str, Any] = {
     "min_p": _number(0.0, minimum=0, maximum=1),
     "presence_penalty": _number(0.0, minimum=-2, maximum=2),
     "frequency_penalty": _number(0.0, minimum=-2, maximum=2),
-    "repetition_penalty": _number(1.0, exclusiveMinimum=0, maximum=100),
+    "repetition_penalty": _number(1.0, minimum=1e-6, maximum=100),
     "n": _integer(1, MAX_SAMPLES, 1),
     "seed": _integer(-(1 << 63), (1 << 63) - 1),
     "stop": {"anyOf": [_STOP, _array(_STOP, maxItems=MAX_STOP_STRINGS), {"type": "null"}]},
