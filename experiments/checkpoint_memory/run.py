@@ -201,7 +201,7 @@ def bound(row: dict) -> float:
     state, largest = row["state_bytes"], row["largest_array_bytes"]
     return {
         # The limit of each item of a checkpoint: parameters and optimizer state. The largest array is divided over all devices.
-        "persistent save": min(state, 2 * (1.1 * largest / DEVICES + GIB / 8)) + 0.5 * GIB,
+        "persistent save": min(state, 2 * (1.1 * largest / DEVICES + GIB / 8)) + 0.75 * GIB,
         "persistent restore": state + 1.1 * largest + 0.75 * GIB,
         "local save": state + 0.1 * GIB,
         "local restore": state + largest + 0.1 * GIB,
@@ -209,7 +209,7 @@ def bound(row: dict) -> float:
 
 
 BOUNDS = (
-    "a persistent save, 2.2 × the largest shard and 0.75 GiB; a local save, the state and 0.1 GiB; "
+    "a persistent save, 2.2 × the largest shard and 1 GiB; a local save, the state and 0.1 GiB; "
     "a persistent restore, the state, 1.1 × the largest array and 0.75 GiB; a local restore, the state, the largest array and 0.1 GiB"
 )
 
