@@ -98,8 +98,8 @@ class RunConfig:
     output: Path = dataclasses.field(default=Path("runs"), metadata=FREE)
     """Folder for runs, or gs://BUCKET/FOLDER. This run is written to output/name."""
     init_from: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Initial parameters: a run folder (its newest checkpoint) or a folder in Hugging Face format. If the run already has a checkpoint,
-    these are not used, except that the base of adapters and the reference of DPO must be the same."""
+    """Initial parameters: a run folder (its newest checkpoint) or a folder in Hugging Face format. Not used if the run already has a
+    checkpoint, but the base of adapters and the reference of DPO must still be the same."""
     fork: Path | None = dataclasses.field(default=None, metadata=FREE)
     """Start from the full training state of another run: RUN@STEP, or RUN for its newest checkpoint. Optimizer state, step and random key
     are taken over. `steps` includes the steps before the fork. Ignored if the run already has a checkpoint."""

@@ -26,8 +26,8 @@ class SpikeConfig:
     """
 
     factor: float | None = None
-    """A loss counts as high if it is above this factor times the running median; for a negative median, if it is above the median by as
-    much as for a positive one. None: no detection."""
+    """A loss counts as high if it is above this factor times the running median. For a negative median, the distance from the median
+    counts: (factor - 1) times its absolute value. None: no detection."""
     steps: int = 5
     """Number of consecutive high losses that count as a spike."""
     window: int = 100
