@@ -83,6 +83,32 @@ def test_other_rows_do_not_change_a_row_with_other_instructions(target):
             np.testing.assert_array_equal(product(rows, outputs_first), most[:rows], err_msg=f"{rows} {outputs_first}")
 
 
+@pytest.mark.parametrize(("bits", "groups"), [(8, 1), (8, 3), (4, 2), (4, 6), (4, 46)])
+def test_integers_with_other_instructions_are_exact(target, bits, groups):
+    """Groups that vectors fill and groups that they do not, and one with an odd number of inputs."""
+    rng = np.random.default_rng(0)
+    k, limit = 138, 2 ** (bits - 1)
+    values, points = rng.integers(-limit, limit, (37, k)), rng.integers(-limit, limit, (37, groups))
+    # The largest of a row becomes 127 * 256, so each activation is exact.
+    x = rng.integers(-127, 128, (9, k))
+    x[:, 0] = 127
+    scales = rng.uniform(0.5, 1.5, (37, groups)).astype(np.float32)
+    dtype = jnp.int8 if bits == 8 else jnp.int4
+    arrays = jnp.asarray(values, dtype), jnp.asarray(scales), jnp.asarray(points, jnp.int8)
+
+    def product(rows):
+        y = jax.ShapeDtypeStruct((rows, 37), jnp.float32)
+        given = jnp.asarray(x[:rows], jnp.float32)
+        return np.asarray(native.call("plamo2_integers" + target, [y], given, *arrays, parts=np.int64(2))[0])
+
+    whole = (values.reshape(37, groups, -1) - points[..., None]) * scales[..., None].astype(np.float64)
+    expected = x.astype(np.float64) @ whole.reshape(37, k).T
+    y = product(9)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
+    for rows in (1, 3, 5):
+        np.testing.assert_array_equal(product(rows), y[:rows])
+
+
 def test_a_library_is_made_once_and_a_damaged_one_again(tmp_path):
     made = []
 

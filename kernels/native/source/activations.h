@@ -32,6 +32,7 @@ struct Activations {
   bool stand, narrow;
   int64_t padded;                 // rows in memory
   std::vector<int8_t> values;     // [parts, padded, blocks * block_bytes]
+  std::vector<int16_t> wide;      // [rows, inputs], without VNNI, and then there are no other integers
   std::vector<float> scales;      // [rows]
   std::vector<int32_t> sums;      // [parts, padded], over all inputs
   std::vector<int32_t> unit_sums;  // [units, padded]: of 256 high + low, or of the 8 bits; empty without groups
@@ -42,6 +43,7 @@ struct Activations {
   int64_t row_bytes() const { return blocks * block_inputs(); }
   int64_t dwords() const { return row_bytes() / 4; }
   int vectors() const { return narrow ? 1 : parts; }
+  const int16_t* wide_row(int64_t r) const { return wide.data() + r * inputs; }
   const int8_t* row(int part, int64_t r) const { return values.data() + (part * padded + r) * row_bytes(); }
   int32_t sum(int part, int64_t r) const { return sums[part * padded + r]; }
   const float* tile(int64_t r) const { return aligned(standing.data()) + r * vectors() * dwords(); }
@@ -105,22 +107,28 @@ inline void divide_block(const int8_t* __restrict from, int8_t* __restrict to) {
 // x = scale (256 high + low), or x = scale high. `grouped`: matrices with several scales for an output will be multiplied.
 inline Activations quantize(const float* x, int64_t rows, int64_t inputs, int bits, int parts, bool grouped) {
   Activations made{bits, parts, rows, inputs};
+  const float steps = parts == 2 ? 127 * 256 : 127;
+  made.scales.resize(rows);
+  if (!kHasVnni) {
+    made.wide.resize(rows * inputs);
+    for (int64_t r = 0; r < rows; ++r) made.scales[r] = round_row(x + r * inputs, inputs, steps, made.wide.data() + r * inputs);
+    return made;
+  }
   const int64_t width = made.block_inputs();
   made.blocks = (inputs + width - 1) / width;
   // With fewer rows, most lanes would be empty, and the additions across lanes take less time.
-  made.stand = kHasVnni && rows > (parts == 2 ? 4 : 7) && inputs % 4 == 0;
+  made.stand = rows > (parts == 2 ? 4 : 7) && inputs % 4 == 0;
   made.narrow = made.stand && parts == 2 && rows <= 8;
   made.padded = !made.stand ? rows : made.narrow ? 8 : (rows + kTileRows - 1) / kTileRows * kTileRows;
   made.values.resize(parts * made.padded * made.row_bytes());
   made.sums.resize(parts * made.padded);
-  made.scales.resize(rows);
   const int64_t units = made.blocks * kBlockBytes / kUnitBytes, unit = kUnitBytes * made.halves();
   if (grouped) made.unit_sums.resize(units * made.padded + kTileRows);
   std::vector<int16_t> whole(made.blocks * width);
   std::vector<int8_t> bytes(whole.size());
   const int64_t count = whole.size();
   for (int64_t r = 0; r < rows; ++r) {
-    made.scales[r] = round_row(x + r * inputs, inputs, parts == 2 ? 127 * 256 : 127, whole.data());
+    made.scales[r] = round_row(x + r * inputs, inputs, steps, whole.data());
     for (int p = 0; p < parts; ++p) {
       int8_t* to = made.values.data() + (p * made.padded + r) * made.row_bytes();
       made.sums[p * made.padded + r] = take_part(whole.data(), count, parts, p, bits == 8 ? to : bytes.data());

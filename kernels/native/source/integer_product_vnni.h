@@ -8,6 +8,27 @@
 
 #include "integer_product.h"
 
+// Any sizes: the integer of an input is looked up in the block that it is in.
+inline float dot_any(const Activations& x, int64_t r, const Matrix& w, int64_t output) {
+  const int step = x.halves();
+  float total = 0;
+  int64_t size = w.group_size();
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int zero = w.zero_point(output, g);
+    int64_t sum = 0;
+    for (int64_t i = g * size; i < (g + 1) * size; ++i) {
+      int64_t block = i / x.block_inputs(), within = i % x.block_inputs(), place = (block * step + within % step) * 64 + within / step;
+      int input = x.parts == 2 ? 256 * x.row(0, r)[place] + x.row(1, r)[place] : x.row(0, r)[place];
+      sum += (w.value(output, i) - zero) * input;
+    }
+    total = multiply_add(float(sum), w.scales[output * w.groups + g], total);
+  }
+  return total * x.scales[r];
+}
+
+// The sum of an output, for the sums of both parts.
+inline float join(int32_t high, int32_t low, int parts) { return parts == 2 ? std::fmaf(256, float(high), float(low)) : float(high); }
+
 // Outputs whose weights stay in the cache for all rows.
 constexpr int64_t kChunk = 48;
 
@@ -390,4 +411,11 @@ inline void multiply_blocks(const Activations& x, const Matrix& w, float* y, int
     w.bits == 8 ? multiply_parts<2, 8>(x, w, y, begin, end) : multiply_parts<2, 4>(x, w, y, begin, end);
   else
     w.bits == 8 ? multiply_parts<1, 8>(x, w, y, begin, end) : multiply_parts<1, 4>(x, w, y, begin, end);
+}
+
+// y[rows, outputs] for the outputs [begin, end).
+inline void multiply_integers(const Activations& x, const Matrix& w, float* y, int64_t begin, int64_t end) {
+  if (has_blocks(x, w)) return multiply_blocks(x, w, y, begin, end);
+  for (int64_t j = begin; j < end; ++j)
+    for (int64_t r = 0; r < x.rows; ++r) y[r * w.outputs + j] = dot_any(x, r, w, j);
 }
