@@ -20,6 +20,7 @@ from plamo2_jax.engine.scheduler import Scheduler
 from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 LENGTH, SIZE, VOCABULARY = 256, 16, 288
 PROMPT = np.arange(5, 25, dtype=np.int32)
@@ -110,6 +111,23 @@ def test_text_without_choice_has_the_tokens_of_the_tokenizer(tokenizer, compiled
     for token in tokenizer.encode("abaである。\n"):
         assert ids_of(constraint.allowed()).tolist() == [token]
         constraint.push(int(token))
+
+
+@pytest.mark.parametrize("size", [287, 288, 289])
+def test_vocabularies_of_any_size(size):
+    """llguidance packs 32 ids into a word."""
+    rows = [
+        [f"<|plamo:{name}|>", 0.0, "UNKNOWN" if name == "unk" else "CONTROL"] for name in ("unk", "bos", "eos", "pad")
+    ]
+    rows += [[f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)]
+    rows += [[f"w{i}x", -1.0, "NORMAL"] for i in range(size - len(rows))]
+    tokenizer = Tokenizer.from_rows([[*row, 0, 0, 0, 0] for row in rows])
+    make = compile_grammar(Grammar.of_regex("[0-9]"), tokenizer, vocab_size=size, stop_ids=(tokenizer.eos_id,))
+    constraint = make()
+    digits = [tokenizer.id_of(f"<0x{value:02X}>") for value in b"0123456789"]
+    np.testing.assert_array_equal(ids_of(constraint.allowed()), digits)
+    constraint.push(digits[0])
+    np.testing.assert_array_equal(ids_of(constraint.allowed()), [tokenizer.eos_id])
 
 
 def test_whitespace_is_bounded(tokenizer, compiled):

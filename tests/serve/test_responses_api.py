@@ -121,12 +121,19 @@ def test_a_schema(client):
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content"),
         ({"input": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "parameters": {}}]}, "tools[0].name"),
+        ({"input": "ab" * 1000}, "input"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(client, fields, param):
     with pytest.raises(openai.BadRequestError) as caught:
         create(client, **fields)
     assert caught.value.param == param
+
+
+def test_messages_name_the_fields_of_the_request(client):
+    with pytest.raises(openai.BadRequestError, match=r"lower max_output_tokens"):
+        create(client, max_output_tokens=100_000)
 
 
 CHAT = {

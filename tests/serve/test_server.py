@@ -1,6 +1,7 @@
 """The server's life: health, limits, keys, hostile clients, disconnects, the end."""
 
 import concurrent.futures
+import contextlib
 import json
 import socket
 import threading
@@ -123,6 +124,20 @@ def test_too_much_is_refused_before_any_work(small):
         assert [each.result()[0] for each in first] == [200, 200]
     assert small.admission.jobs == 0
     assert metric(small, "plamo2_refused_requests_total") >= 3
+
+
+def test_request_heads_that_do_not_arrive_are_dropped(small):
+    """A client with 64 of them would lock out everybody."""
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(small.socket.getsockname()[:2])) for _ in range(3)]
+        slow[1].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        # One whole request, and a part of the next one.
+        slow[2].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health HTTP/1.1\r\n")
+        for connection in slow:
+            connection.settimeout(20)
+            while connection.recv(4096):
+                pass
+    assert call(small, "/health")[0] == 200
 
 
 def test_keys(generator, tmp_path, monkeypatch):
@@ -277,8 +292,11 @@ def test_metrics_count_what_happened(generator):
             )
         assert metric(server, "plamo2_samples_total") == 4
         assert metric(server, "plamo2_generated_tokens_total") == 12
+        # Two prompts, each of which is counted once for both samples.
+        answer = call(server, "/v1/completions", completion(prompt="ab" * 30, max_tokens=1))[2]
+        assert metric(server, "plamo2_prompt_tokens_total") == 3 * answer["usage"]["prompt_tokens"]
         assert metric(server, "plamo2_cached_prompt_tokens_total") > 0
-        assert metric(server, "plamo2_time_to_first_token_seconds_count") == 4
+        assert metric(server, "plamo2_time_to_first_token_seconds_count") == 5
         assert metric(server, "plamo2_inter_token_seconds_count") == 4
         assert metric(server, "plamo2_slots") == 4
         assert metric(server, "plamo2_prefix_cache_bytes") > 0

@@ -36,8 +36,8 @@ Several = tyro.conf.UseAppendAction
 class GenerateOptions:
     """Continue prompts (--prompt) or answer chat messages (--chat).
 
-    Several prompts run as one batch. Each text depends only on its own prompt and the seed. A text ends at the model's end-of-document
-    token, at a stop string or id, or after --max-new-tokens.
+    Several prompts run as one batch. In float32, each text depends only on its own prompt and the seed; in bfloat16, also on the number of
+    prompts. A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
     """
 
     model: Annotated[Path, tyro.conf.Positional]

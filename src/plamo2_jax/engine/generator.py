@@ -124,7 +124,7 @@ class Generator:
             prompts: texts, or token ids, which are not changed. An empty text becomes bos alone, the beginning of a document.
             sampling: sampling settings; None: draw from the model's distribution.
             stop: stop settings; None: stop after 256 tokens or at the end of the document.
-            seed: random seed. The same seed, prompt and sample number give the same text in any batch.
+            seed: random seed. The same seed, prompt and sample number give the same text in any batch in float32.
             samples: number of rows for each prompt. Row `i * samples + j` is sample j of prompt i.
             bos: put the beginning-of-document id before a text, unless `allow_control` reads it from the start of the text.
             allow_control: read control strings such as <|plamo:op|> in texts as control tokens. Do not use this with untrusted text.

@@ -91,7 +91,8 @@ class Grammar:
 
 def lark_text(text: str) -> str:
     """Return a text as a string of a Lark grammar."""
-    return json.dumps(text, ensure_ascii=False)
+    # llguidance refuses the control character DEL, which JSON allows.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def lark_json(schema: Mapping[str, Any] | bool, *, strict: bool, spaced: bool = False) -> str:
@@ -172,7 +173,9 @@ class GrammarConstraint:
         # In this state the matcher allows the end, complete or not.
         self._require_sound()
         row = np.zeros_like(self._stop)
-        row[: len(bits)] = bits & self._vocabulary.text
+        text = self._vocabulary.text
+        # If the number of ids is a multiple of 32, llguidance adds a word.
+        row[: len(text)] = bits[: len(text)] & text
         end = self._vocabulary.eos_id
         if bits[end // 32] >> (end % 32) & 1:
             row |= self._stop

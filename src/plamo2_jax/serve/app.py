@@ -33,9 +33,9 @@ from plamo2_jax.serve.generation_fields import GenerationFields
 from plamo2_jax.serve.metrics import Metrics
 from plamo2_jax.serve.openapi import document
 from plamo2_jax.serve.output import OutputFormat
-from plamo2_jax.serve.output_fields import FORMAT_FIELDS, read_guided_format
+from plamo2_jax.serve.output_fields import FORMAT_FIELDS, GUIDED_FIELDS, read_guided_format
 from plamo2_jax.serve.response_api import ResponseCall
-from plamo2_jax.serve.response_requests import read_response_request
+from plamo2_jax.serve.response_requests import read_response_request, renamed
 from plamo2_jax.serve.responses import EventStream, error_response, json_response, read_json
 from plamo2_jax.serve.served_model import ServedModel, unknown_model
 from plamo2_jax.serve.work import Admission, Work, cancelled_on_disconnect
@@ -73,7 +73,7 @@ class Api:
             await encode_text(model, prompt, bos=wanted.add_special_tokens) if isinstance(prompt, str) else prompt
             for prompt in wanted.prompts
         ]
-        slow = any(fields.get(name) is not None for name in FORMAT_FIELDS)
+        slow = any(fields.get(name) is not None for name in GUIDED_FIELDS)
         output = await asyncio.to_thread(read_guided_format, fields, model) if slow else OutputFormat()
         call = Completion(model, wanted, prompts, output)
         return await self._answer(request, fields, call, wanted.generation.stream)
@@ -87,7 +87,11 @@ class Api:
     async def responses(self, request: Request) -> Response:
         """Answer a conversation, in the form of OpenAI's Responses API."""
         fields, model = await self._read(request)
-        chat, generation = await self._chat(read_response_request(fields), model)
+        chat_fields = read_response_request(fields)
+        try:
+            chat, generation = await self._chat(chat_fields, model)
+        except ApiError as error:
+            raise renamed(error) from error
         call = ResponseCall(chat, fields, generation.seed, int(time.time()))
         return await self._answer(request, fields, call, generation.stream)
 

@@ -35,8 +35,8 @@ class ServeConfig:
     """dtype of cached keys and values. int8 needs about a quarter of the memory of float32; the state of Mamba layers stays in float32.
     Default: the dtype of the activations."""
     drafts: int = 0
-    """Speculative decoding by prompt lookup: maximum number of draft tokens per step; 0: off. With drafts, log-probabilities of a request
-    may differ by rounding when other requests run at the same time."""
+    """Speculative decoding by prompt lookup: maximum number of draft tokens per step; 0: off. With drafts, a text and its log-probabilities
+    may differ when other requests run at the same time, because more rows leave fewer drafts and sums are rounded in another order."""
     max_waiting: int = 256
     """Maximum number of sequences that wait for a slot; further ones are refused with status 429."""
     max_tokens: int = 1_000_000

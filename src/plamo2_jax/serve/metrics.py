@@ -59,8 +59,10 @@ class Metrics:
         if reason == "cancelled" and answer.cancelled:
             reason = answer.cancelled
         self._finished.labels(name, reason).inc()
-        self._prompt_tokens.labels(name).inc(len(job.request.prompt))
-        self._cached_tokens.labels(name).inc(job.cached_tokens)
+        # All samples of a prompt share its tokens.
+        if job.request.sample == 0:
+            self._prompt_tokens.labels(name).inc(len(job.request.prompt))
+            self._cached_tokens.labels(name).inc(job.cached_tokens)
         now = time.monotonic()
         self._whole.labels(name).observe(now - job.submitted)
         if job.started is not None:

@@ -132,6 +132,7 @@ def serve_generator(
         with contextlib.suppress(PlamoError):
             prepare_grammars(tokenizer)
     documents = default_stop_ids(generator.model, tokenizer)
+    mesh = generator.model.mesh
     # The first encoding compiles the tokenizer.
     tokenizer.encode("warm-up")
     return ServedModel(
@@ -143,16 +144,23 @@ def serve_generator(
         length,
         documents,
         documents if template is None else answer_stop_ids(generator.model, template, tokenizer),
-        _system_fingerprint(fingerprint, config, length),
+        _system_fingerprint(
+            config,
+            length,
+            fingerprint,
+            tokenizer.fingerprint,
+            template and template.source,
+            mesh and dict(mesh.shape),
+        ),
         int(time.time()),
         parent,
     )
 
 
-def _system_fingerprint(fingerprint: str, config: ServeConfig, length: int) -> str:
-    """Return a short name for all that a text depends on besides the request."""
+def _system_fingerprint(config: ServeConfig, length: int, *others: object) -> str:
+    """Return a short name for all that a text depends on besides the request: `others` identify the model, its prompts and its mesh."""
     parts: Sequence[object] = (
-        fingerprint,
+        *others,
         plamo2_jax.__version__,
         jax.__version__,
         jax.devices()[0].device_kind,

@@ -15,8 +15,8 @@ from plamo2_jax.serve.output import CallParser, OutputFormat, OutputParser, Text
 from plamo2_jax.serve.served_model import ServedModel
 from plamo2_jax.serve.tool_calls import OPENER, Tool, tool_call_grammar
 
-_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-FORMAT_FIELDS = ("response_format", "tools", *_GUIDED)
+GUIDED_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+FORMAT_FIELDS = ("response_format", "tools", *GUIDED_FIELDS)
 """Fields that may compile a grammar."""
 MAX_TOOLS = 128
 MAX_CHOICES = 1024
@@ -42,7 +42,7 @@ def read_output_format(fields: Fields, model: ServedModel) -> OutputFormat:
     chosen, required = _tool_choice(fields, tools)
     parallel = fields.boolean("parallel_tool_calls", True)
     if chosen:
-        if given and given[0] in _GUIDED:
+        if given and given[0] in GUIDED_FIELDS:
             raise invalid(given[0], f"{given[0]} is not allowed together with tools: leave one of them out")
         _require_template(model)
         make = functools.partial(
@@ -77,7 +77,7 @@ def read_guided_format(fields: Fields, model: ServedModel) -> OutputFormat:
 
 def _given(fields: Fields, others: list[str]) -> list[str]:
     """Return the name of the field that gives a grammar, if there is one."""
-    given = [*(name for name in _GUIDED if fields.get(name) is not None), *others]
+    given = [*(name for name in GUIDED_FIELDS if fields.get(name) is not None), *others]
     if len(given) > 1:
         raise invalid(given[1], f"{given[0]} and {given[1]} are not allowed together: leave one of them out")
     return given

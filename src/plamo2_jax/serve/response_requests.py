@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from plamo2_jax.serve.errors import invalid
+from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
 
 # Fields that need stored responses, or work that this server does not do.
@@ -39,6 +40,17 @@ def read_response_request(fields: Fields) -> Fields:
     body["tool_choice"] = _tool_choice(fields)
     body["response_format"] = _response_format(fields)
     return Fields(body)
+
+
+def renamed(error: ApiError) -> ApiError:
+    """Return an error of the chat request with the names of the fields that the request has."""
+    names = {"messages": "input", "max_tokens": "max_output_tokens"}
+    message = re.sub(r"\b(max_tokens|messages)\b(?!\[)", lambda found: names[found[0]], error.message)
+    param = error.param and names.get(error.param, error.param)
+    message, param = (
+        each and re.sub(r"(tools\[\d+\]|tool_choice)\.function\.", r"\1.", each) for each in (message, param)
+    )
+    return ApiError(error.status, message, param=param, code=error.code, headers=error.headers)
 
 
 def _messages(fields: Fields) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -86,9 +87,22 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         self.engine.start(self._loop)
+        self._dropping = self._loop.create_task(self._drop_slow_heads())
+
+    async def _drop_slow_heads(self) -> None:
+        """Close connections whose request head does not arrive. uvicorn never does, and a few of them would fill `max_connections`."""
+        timeout, since = self.options.client_timeout, {}
+        while True:
+            await asyncio.sleep(min(1.0, timeout / 4))
+            now = time.monotonic()
+            since = {each: since.get(each, now) for each in self.server_state.connections if _waits_for_head(each)}
+            for connection, begun in since.items():
+                if now - begun > timeout:
+                    connection.transport.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the connections and end the engine thread."""
+        self._dropping.cancel()
         for server in self.servers:
             server.close()
         # A connection that is closed before its request was read has no answer.
@@ -145,6 +159,12 @@ class Server(uvicorn.Server):
         names = ", ".join(self.engine.models)
         seconds = time.monotonic() - self._begun
         print(f"{self.url} serves {names} (ready after {seconds:.1f} s)", file=sys.stderr, flush=True)
+
+
+def _waits_for_head(connection: Any) -> bool:
+    """Return whether a connection of uvicorn has sent no request yet, or a part of its next head. Between requests, it has a timer."""
+    cycle = connection.cycle
+    return cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)
 
 
 def _listen(host: str, port: int) -> socket.socket:
