@@ -149,13 +149,13 @@ def train_iterator(
     return mixed_batches(config, sources, process_index=process_index, process_count=process_count)
 
 
-def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
+def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Pieces | UpsampledPieces]:
     """Open the shards of a mixture as the sources of `mixed_batches`. Raise ShardError as `train_iterator` does."""
     cache = open_cache(config)
     sources, in_buckets = [], 0
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer, cache)
-        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+        pieces: Pieces | UpsampledPieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
         sources.append(pieces)
