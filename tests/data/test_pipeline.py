@@ -161,6 +161,31 @@ def test_worker_processes_read_everything_and_go_on_exactly(folder, letters):
     assert_same(first + then, take(train_iterator(config_of(folder, packing_bins=4), letters), 8))
 
 
+def test_every_worker_process_follows_the_weights(letters, tmp_path):
+    # By these weights, elements of a single mixture would alternate, and each worker would read one folder only.
+    for name, length, start in (("short", 4, 0), ("long", 14, 300)):
+        write(tmp_path / name, documents_of([length] * 100, letters=range(start, start + 300)), letters)
+    first_long = int(letters.encode(documents_of([1], letters=range(300, 301))[0].text)[0])
+    mixture = (MixtureItem(tmp_path / "short", 1.0), MixtureItem(tmp_path / "long", 3.0))
+    config = config_of(tmp_path, mixture=mixture, batch_size=8, packing_bins=8, worker_processes=2, prefetch_batches=0)
+    running = train_iterator(config, letters)
+    batches = take(running, 5)
+    state = json.loads(json.dumps(running.get_state()))
+    then = take(running, 11)
+    running.set_state(state)
+    assert_same(take(running, 11), then)
+    running.close()
+    batches += then
+    for worker in (0, 1):
+        of_long = np.concatenate(
+            [
+                np.maximum(batch["tokens"], batch["targets"])[batch["segment_ids"] != 0] >= first_long
+                for batch in batches[worker::2]
+            ]
+        )
+        assert of_long.mean() == pytest.approx(0.75, abs=0.04)
+
+
 @pytest.mark.parametrize("prefetch", [0, 4])
 def test_a_damaged_record_ends_training_with_its_place(letters, tmp_path, prefetch):
     folder = write(tmp_path / "shards", documents_of(LENGTHS), letters)

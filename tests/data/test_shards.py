@@ -93,6 +93,15 @@ def test_worker_processes_write_the_same(folder, letters, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_the_fingerprint_is_that_of_the_documents(folder, letters, tmp_path):
+    def fingerprint(documents):
+        return open_shards(write(tmp_path / "other", documents, letters)).fingerprint
+
+    same = documents_of(LENGTHS)
+    assert fingerprint(same) == open_shards(folder).fingerprint
+    assert len({fingerprint(some) for some in (same, same[1:], documents_of(LENGTHS, seed=1))}) == 3
+
+
 def test_shards_can_be_pickled(folder):
     shards = open_shards(folder)
     shards[0]

@@ -151,6 +151,13 @@ def test_a_large_archive_is_refused_when_printed_and_when_run(checkout, tmp_path
         (("--init-from", "gs://bucket/8b"), ("runs/demo",), ["init_from gs://bucket/8b is not allowed"]),
         (("--heldout.ja", "gs://bucket/ja"), ("runs/demo",), ["heldout.ja gs://bucket/ja is not allowed"]),
         (("--heldout.ja", "gs://bucket/ja", "--data.cache", "cache"), ("runs/demo",), []),
+        (("--fork", "runs/other@500"), ("runs/demo",), ["fork runs/other will be missing"]),
+        (("--fork", "gs://bucket/runs/other@500"), ("runs/demo",), []),
+        (
+            ("--evaluation.tasks", "jmmlu", "--evaluation.paths", "jmmlu", "eval/jmmlu"),
+            ("runs/demo",),
+            ["evaluation.paths.jmmlu eval/jmmlu will be missing"],
+        ),
         (("--heldout.ja", "shards/heldout"), ("runs/demo",), ["heldout.ja shards/heldout will be missing"]),
     ],
 )

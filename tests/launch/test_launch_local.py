@@ -10,6 +10,7 @@ import time
 import pytest
 
 from plamo2_jax.cli.main import main
+from plamo2_jax.launch import local
 from plamo2_jax.launch.job import Job
 from plamo2_jax.launch.local import Local, Process, plan, run
 from support.scripts import AWKWARD, check_bash
@@ -105,6 +106,16 @@ def test_a_single_process_is_told_nothing(monkeypatch):
 
 def test_the_printed_script_passes_bash_and_shellcheck(printed):
     check_bash(printed("local", "--devices", "2", overrides=AWKWARD))
+
+
+def test_the_printed_script_ends_with_the_status_of_the_first_failure(monkeypatch):
+    processes = [Process(["sleep", "600"], {}), Process(["bash", "-c", "exit 7"], {})]
+    monkeypatch.setattr(local, "plan", lambda job, options: processes)
+    text = local.script(Job("config.py", "x", "runs"), Local(processes=2))
+    assert subprocess.run(["bash", "-c", text], timeout=300).returncode == 7
+    processes[:] = [Process(["true"], {})] * 2
+    text = local.script(Job("config.py", "x", "runs"), Local(processes=2))
+    assert subprocess.run(["bash", "-c", text], timeout=300).returncode == 0
 
 
 def test_a_wrong_configuration_ends_the_launch_with_2(checkout, capfd):

@@ -97,6 +97,12 @@ def test_the_commands_in_the_hints_are_commands(tmp_path, capsys):
     assert 'TEXT = "' in (tmp_path / "mine" / "configs" / "pipeline.py").read_text(encoding="utf-8")
 
 
+def test_the_printed_cd_works_with_a_space(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my project"]) == 0
+    assert "cd 'my project' && make check" in capsys.readouterr().out
+
+
 def test_a_folder_with_files_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("mine", encoding="utf-8")
     assert main(["init", str(tmp_path)]) == 2

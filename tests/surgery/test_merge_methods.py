@@ -128,6 +128,22 @@ def test_density_one_changes_nothing_and_seeds_decide(rng):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"method": "linear", "scale": 0.5}, "--lambda is not allowed with linear"),
+        ({"method": "linear", "normalize": False}, "--normalize is not allowed with linear"),
+        ({"method": "task_arithmetic", "density": 0.5}, "--density is not allowed with task_arithmetic"),
+        ({"method": "ties", "t": 0.1}, "--t is not allowed with ties"),
+        ({"method": "model_stock", "weights": (1.0, 2.0)}, "--weight is not allowed with model_stock"),
+    ],
+)
+def test_an_option_that_the_method_does_not_use_is_refused(fields, message):
+    config = MergeConfig(**fields)
+    with pytest.raises(ValueError, match=message):
+        config.check(2, base=config.method != "linear")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
         ({"method": "mean"}, "must be one of linear"),
         ({"method": "ties", "density": 0.0}, r"density=0.0 .* in \(0, 1\]"),
         ({"method": "della", "density": 0.1, "epsilon": 0.2}, "epsilon=0.2"),

@@ -11,11 +11,12 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import CheckpointError
 from plamo2_jax.data.pipeline import MixtureItem, train_iterator
+from plamo2_jax.data.shards import open_shards
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.fork import ForkError, first_change
 from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
-from plamo2_jax.train.run_folder import TrainingError
+from plamo2_jax.train.run_folder import TrainingError, check_resumable
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
 from support.models import tiny
 from support.runs import assert_same_params, params_of, record
@@ -87,6 +88,21 @@ def test_other_data_start_at_their_beginning(origin, home):
         bytes_ = line["nats_per_token"] * line["tokens"] / line["bits_per_byte"] / math.log(2)
         assert bytes_ == pytest.approx(tokenizer.byte_lengths[batch["targets"]][counted].sum(), rel=1e-5)
     assert json.loads((other.folder / "config.json").read_text())["forked_from"]["data"] == "restart"
+
+
+def test_other_shards_under_the_same_path_are_refused(origin, tmp_path):
+    config = dataclasses.replace(origin, output=tmp_path)
+    path = shutil.copytree(origin.folder, config.folder) / "config.json"
+    described = json.loads(path.read_text())
+    assert described["shards"] == [open_shards(config.data.mixture[0].path).fingerprint]
+    path.write_text(json.dumps(described | {"shards": ["another"]}))
+    with pytest.raises(TrainingError, match=r"cannot be resumed \(shards: \['.*'\], not \['another'\]\)"):
+        train(config)
+    with pytest.raises(ForkError, match=r"the data differ \(shards: "):
+        train(dataclasses.replace(config, name="forked", fork=f"{config.folder}@4"))
+    # An older run does not say which shards it read.
+    path.write_text(json.dumps({key: value for key, value in described.items() if key != "shards"}))
+    assert check_resumable(config, described) == described
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def write_old_form(config):
         "linear_type",
         "local_checkpoints",
         "local_every",
+        "shards",
     }
     assert old.keys() == (now.keys() | moved.keys()) - added
     path.write_text(json.dumps({key: moved[key] if key in moved else now[key] for key in old}))

@@ -38,7 +38,7 @@ class GrowOptions:
     seed: int = 0
     """Random seed."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """FIELD=VALUE replaces a field of the target's shape; may be given several times."""
+    """FIELD=VALUE replaces a size of the target's shape; may be given several times."""
     step: int | None = None
     """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -51,12 +51,14 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(GrowOptions, argv, "plamo2 grow")
     from plamo2_jax.surgery.grow.depth import grown_config
-    from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
+    from plamo2_jax.surgery.shapes import changes_table, read_shape, require_sizes, with_sizes
 
     old = read_shape(options.source)
-    new = grown_config(old, with_sizes(old, read_shape(options.target, options.set)), options.depth)
-    if options.noise < 0:
-        raise PlamoError(f"--noise {options.noise} is not allowed: it must be zero or positive")
+    wanted = read_shape(options.target, options.set)
+    require_sizes(options.set)
+    new = grown_config(old, with_sizes(old, wanted), options.depth)
+    if not 0 <= options.noise < float("inf"):
+        raise PlamoError(f"--noise {options.noise} is not allowed: it must be zero or positive, and finite")
 
     import jax
 

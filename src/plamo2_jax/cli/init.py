@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ def init(
     for path in write_project(folder, template):
         print(folder / path)
     chosen = TEMPLATES[template]
-    where = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    where = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     print()
     if template == "start":
         print(

@@ -199,10 +199,12 @@ def inputs(config: RunConfig) -> tuple[Input, ...]:
         *(("data.mixture", item.path) for item in config.data.mixture),
         *((f"heldout.{language}", path) for language, path in config.heldout.items()),
         ("init_from", config.init_from and ModelName.parse(config.init_from).folder),
+        ("fork", config.fork and ModelName.parse(config.fork).folder),
+        *((f"evaluation.paths.{task}", path) for task, path in config.evaluation.paths.items()),
         *((name, path and ModelName.parse(path).folder) for name, path in config.task.inputs.items()),
     ]
     # Shards in a bucket are read through a cache.
-    readable = ("tokenizer",) if config.data.cache is None else ("tokenizer", "data.mixture", "heldout.")
+    readable = ("tokenizer", "fork", *(() if config.data.cache is None else ("data.mixture", "heldout.")))
     return tuple(
         Input(name, address(path), in_bucket=name.startswith(readable)) for name, path in fields if path is not None
     )

@@ -54,7 +54,7 @@ class PruneOptions:
     seed: int = 0
     """Random seed, for the order of the data and for --method random."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """FIELD=VALUE replaces a field of the target's shape; may be given several times."""
+    """FIELD=VALUE replaces a size of the target's shape; may be given several times."""
     step: int | None = None
     """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -69,10 +69,12 @@ def main(argv: list[str]) -> None:
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.prune.cut import check_target
     from plamo2_jax.surgery.prune.search import candidates
-    from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
+    from plamo2_jax.surgery.shapes import changes_table, read_shape, require_sizes, with_sizes
 
     old = read_shape(options.model)
-    target, multiple = with_sizes(old, read_shape(options.target, options.set)), options.multiple_of or 1
+    wanted, multiple = read_shape(options.target, options.set), options.multiple_of or 1
+    require_sizes(options.set)
+    target = with_sizes(old, wanted)
     shapes = [target]
     if (bound := options.max_parameters) is not None:
         shapes = candidates(target, bound, lambda config: config.parameter_count(), multiple_of=multiple)

@@ -42,6 +42,11 @@ class Pieces:
         """Number of targets in all pieces: every token of every document, and one end token per document."""
         return self._shards.tokens + self._shards.documents
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the shards."""
+        return self._shards.fingerprint
+
     def documents(self) -> np.ndarray:
         """[pieces] int64, the document of each piece."""
         return np.repeat(np.arange(len(self._first) - 1), np.diff(self._first))

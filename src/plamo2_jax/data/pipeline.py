@@ -92,8 +92,9 @@ class DataConfig:
     """Largest share of the training tokens that may come from folders marked `synthetic`."""
     worker_processes: int = field(default=0, metadata={"free": lambda config: config.packing == "per_process"})
     """Number of worker processes per host that read and pack, for hosts where one process is too slow; 0: none. With per_process, each
-    worker serves some of the packing shards, and the batches do not change. With global, each worker packs its own share, so their number
-    changes the order of the data. A Python program that uses workers must guard its entry point with `if __name__ == "__main__"`."""
+    worker serves some of the packing shards, and the batches do not change. With global, each worker packs its own share of every folder,
+    so their number changes the order of the data. A Python program that uses workers must guard its entry point with
+    `if __name__ == "__main__"`."""
     cache: Path | None = field(default=None, metadata={"free": True})
     """Local cache folder for shards that are in a bucket. The processes of a host share it."""
     cache_gib: float = field(default=100.0, metadata={"free": True})
@@ -148,13 +149,13 @@ def train_iterator(
     return mixed_batches(config, sources, process_index=process_index, process_count=process_count)
 
 
-def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
+def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Pieces | UpsampledPieces]:
     """Open the shards of a mixture as the sources of `mixed_batches`. Raise ShardError as `train_iterator` does."""
     cache = open_cache(config)
     sources, in_buckets = [], 0
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer, cache)
-        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+        pieces: Pieces | UpsampledPieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
         sources.append(pieces)
@@ -213,7 +214,8 @@ def mixed_batches(
     if config.packing == "per_process":
         shards = _packing_shards(config, sources, collator, process_index, process_count)
         return ShardedBatches(shards, config.worker_processes, buffer)
-    dataset = _mix(config, sources, config.seed).to_iter_dataset(_read_options(config.read_threads))
+    mixture = _mix(config, sources, config.seed, max(1, config.worker_processes))
+    dataset = mixture.to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(dataset, config.sequence_length, config.packing_bins, config.seed, config.shuffle, collator)
     dataset = dataset.batch(config.batch_size, drop_remainder=True)
     dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
@@ -306,8 +308,8 @@ def one_pass(
     return dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
 
 
-def _mix(config: DataConfig, sources: Sequence[Elements | Share], seed: int) -> grain.MapDataset:
-    """Return the endless mixture of the elements of all sources."""
+def _mix(config: DataConfig, sources: Sequence[Elements | Share], seed: int, workers: int = 1) -> grain.MapDataset:
+    """Return the endless mixture of the elements of all sources. Every `workers`-th element, from any start, is a mixture by weight too."""
     parts, proportions = [], []
     for number, (item, pieces) in enumerate(zip(config.mixture, sources, strict=True)):
         part = grain.MapDataset.source(pieces)
@@ -317,7 +319,14 @@ def _mix(config: DataConfig, sources: Sequence[Elements | Share], seed: int) -> 
         parts.append(part.repeat())
         # Grain's weights count elements, ours count tokens.
         proportions.append(item.weight * len(pieces) / pieces.targets)
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, proportions)
+    if len(parts) == 1:
+        return parts[0]
+    if workers == 1:
+        return grain.MapDataset.mix(parts, proportions)
+    # Grain gives worker i of n the elements i, i + n, ... A mixture repeats a pattern, so every n-th element may come from one folder only.
+    # Each worker therefore gets a mixture of its own, of every n-th element of each folder.
+    mixtures = [grain.MapDataset.mix([part[i::workers] for part in parts], proportions) for i in range(workers)]
+    return grain.MapDataset.mix(mixtures)
 
 
 def _take_rows(batch: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:

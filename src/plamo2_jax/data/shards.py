@@ -18,6 +18,8 @@ Each record is stored in a group of its own, so that any document can be read se
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import struct
 from pathlib import Path
@@ -111,6 +113,13 @@ class Shards:
                 f"{folder} has {len(self._records)} records, but {MANIFEST} lists {self.documents}: the folder is "
                 "damaged. Copy it again, or write it again with plamo2 data prepare"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE2b of the counts and checksums in the manifest. Runs contain it, so it must not change for the same shards."""
+        shards = [[shard["documents"], shard["size"], shard.get("blake2b")] for shard in self.manifest["shards"]]
+        text = json.dumps([self.documents, self.tokens, shards])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return self.documents

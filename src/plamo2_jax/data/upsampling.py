@@ -29,6 +29,11 @@ class UpsampledPieces:
         self._indices = np.repeat(np.arange(len(pieces), dtype=np.int64), times[document])
         self.targets = int(np.sum(self._sizes()))
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the shards."""
+        return self._pieces.fingerprint
+
     def _times(self) -> np.ndarray:
         """[documents] int, how many times each document is read in an epoch."""
         return np.where(self._pieces.document_lengths() >= self._long_tokens, self._repeats, 1)

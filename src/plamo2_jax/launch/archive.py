@@ -108,8 +108,8 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
             if each.in_bucket:
                 continue
             raise PlamoError(
-                f"{each.name} {address(each.path)} is not allowed: only output, tokenizer and, with data.cache, shards may be in a bucket. "
-                "Copy it to the workers with --setup, and declare its path there with --on-workers PATH"
+                f"{each.name} {address(each.path)} is not allowed: only output, fork, tokenizer and, with data.cache, shards may be in a "
+                "bucket. Copy it to the workers with --setup, and declare its path there with --on-workers PATH"
             )
         path = normpath(each.path)
         copied = any(_is_below(file, path) for file in archive.files) and not isabs(path)

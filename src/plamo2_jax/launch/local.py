@@ -68,11 +68,30 @@ def plan(
 
 def script(job: Job, options: Local) -> str:
     """Return the processes as a bash script, for --dry-run. (`launch` starts the processes itself.)"""
-    lines = ["#!/usr/bin/env bash", "trap 'kill $(jobs -p); wait' INT TERM"]
+    lines = ["#!/usr/bin/env bash", "trap 'kill $(jobs -p); wait' INT TERM", "pids=()"]
     for process in plan(job, options):
         settings = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
-        lines.append(" ".join([*settings, wrapped(process.arguments), "&"]))
-    return "\n".join([*lines, "wait", ""])
+        lines += [" ".join([*settings, wrapped(process.arguments), "&"]), 'pids+=("$!")']
+    return "\n".join([*lines, _WAIT])
+
+
+# Ends with the status of the first process that failed. `wait` alone always succeeds, and `wait -n` misses processes that have ended.
+_WAIT = """\
+while ((${#pids[@]})); do
+  for i in "${!pids[@]}"; do
+    kill -0 "${pids[i]}" 2> /dev/null && continue
+    wait "${pids[i]}"
+    status=$?
+    unset "pids[i]"
+    if ((status)); then
+      kill "${pids[@]}" 2> /dev/null
+      wait
+      exit "$status"
+    fi
+  done
+  sleep 1
+done
+"""
 
 
 def launch(job: Job, options: Local) -> int:

@@ -68,6 +68,21 @@ _SIZES = (
 )
 
 
+def require_sizes(changes: Sequence[str]) -> None:
+    """Check that all fields of `FIELD=VALUE` are sizes, the only fields that `with_sizes` uses.
+
+    Raises:
+        SurgeryError: A field is not a size.
+    """
+    for change in changes:
+        field = change.partition("=")[0]
+        if field not in _SIZES:
+            raise SurgeryError(
+                f"--set {change!r} is not allowed: {field} is not a size, and keeps the model's value. Sizes are "
+                f"{', '.join(_SIZES)}. To change windows and RoPE, use plamo2 extend"
+            )
+
+
 def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
     """Return the source config with the sizes of the target.
 

@@ -26,6 +26,7 @@ from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields
 from plamo2_jax.train.data_position import DataIterator
 from plamo2_jax.train.loss_guard import LossGuard
+from plamo2_jax.train.source import SHARDS
 from plamo2_jax.train.state import TrainState
 
 FORKED_FROM = "forked_from"
@@ -92,7 +93,8 @@ def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str,
             raise ForkError(
                 f"RunConfig.fork={name} is not allowed: that run has a different {what}. Both must be the same"
             )
-    data = ("data", "examples")
+    # Older runs do not record their shards.
+    data = ("data", "examples", *([SHARDS] if SHARDS in theirs else []))
     compared = ({key: described.get(key) for key in data} for described in (description, theirs))
     others = differences(*compared, frozenset(free_fields(config)))
     if others and config.fork_data == "continue":

@@ -19,7 +19,7 @@ from plamo2_jax.train.checkpoints import no_checkpoint_left
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
-from plamo2_jax.train.source import Source
+from plamo2_jax.train.source import SHARDS, Source
 
 
 class TrainingError(PlamoError):
@@ -104,8 +104,8 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any], local_ste
     folder = config.folder
     theirs = fill_defaults(checkpoint.read_config(folder), config)
     ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
-    # Older runs do not record their frozen models, and a job of several processes does not compute fingerprints.
-    for key in (BASE_FINGERPRINT, REFERENCE_FINGERPRINT, TEACHER_FINGERPRINT):
+    # Older runs do not record their shards and frozen models, and a job of several processes does not compute fingerprints of models.
+    for key in (BASE_FINGERPRINT, REFERENCE_FINGERPRINT, TEACHER_FINGERPRINT, SHARDS):
         if key in theirs:
             ours.setdefault(key, theirs[key])
         elif key in ours:

@@ -10,8 +10,13 @@ from typing import Any, Protocol
 import grain
 
 from plamo2_jax.data.batch import Batch
-from plamo2_jax.data.pipeline import DataConfig, Elements, heldout_batches, mixed_batches, open_mixture
+from plamo2_jax.data.packing import Pieces
+from plamo2_jax.data.pipeline import DataConfig, heldout_batches, mixed_batches, open_mixture
+from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+SHARDS = "shards"
+"""Key of config.json: the fingerprint of each folder of shards of the mixture. Older runs do not have it."""
 
 
 class Source(Protocol):
@@ -34,15 +39,19 @@ class Source(Protocol):
 class ShardSource:
     """Text from shards. `heldout` maps names to folders of held-out shards."""
 
-    description: Mapping[str, Any] = {}
     files: Mapping[str, str] = {}
 
     def __init__(self, data: DataConfig, heldout: Mapping[str, Path], tokenizer: Tokenizer):
         self._data, self._heldout, self._tokenizer = data, heldout, tokenizer
 
     @functools.cached_property
-    def _parts(self) -> list[Elements]:
+    def _parts(self) -> list[Pieces | UpsampledPieces]:
         return open_mixture(self._data, self._tokenizer)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Fingerprints of the shards to train on."""
+        return {SHARDS: [part.fingerprint for part in self._parts]}
 
     @property
     def targets(self) -> list[int]:

@@ -27,7 +27,34 @@ Method = Literal[
     "nearswap",
 ]
 _WITHOUT_BASE = ("linear", "slerp", "karcher")
+_WEIGHTED = (
+    "linear",
+    "slerp",
+    "karcher",
+    "task_arithmetic",
+    "ties",
+    "dare_ties",
+    "dare_linear",
+    "della",
+    "breadcrumbs",
+)
+_DIFFERENCES = ("task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "breadcrumbs")
+_RANDOM = ("dare_ties", "dare_linear", "della")
 _DENSITY = {"ties": 0.2, "dare_ties": 0.5, "dare_linear": 0.5, "della": 0.5, "breadcrumbs": 0.9}
+
+_READ_BY = {
+    "weights": ("--weight", _WEIGHTED),
+    "weights_for": ("--weights-for", _WEIGHTED),
+    "density": ("--density", tuple(_DENSITY)),
+    "scale": ("--lambda", _DIFFERENCES),
+    "normalize": ("--normalize", _DIFFERENCES),
+    "rescale": ("--rescale", _RANDOM),
+    "epsilon": ("--epsilon", ("della",)),
+    "gamma": ("--gamma", ("breadcrumbs",)),
+    "t": ("--t", ("nearswap",)),
+    "seed": ("--seed", _RANDOM),
+}
+"""Field → its option, and the methods that use it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +140,7 @@ class MergeConfig:
         return [default if number is None else self.weights_for[-1 - number][1] for number in found]
 
     def check(self, count: int, base: bool) -> None:
-        """Check the number of models besides the base, and whether the method needs a base.
+        """Check the number of models besides the base, whether the method needs a base, and that it uses every field that is set.
 
         Raises:
             MergeError: The method does not accept them.
@@ -123,6 +150,12 @@ class MergeConfig:
             raise MergeError(f"{method} does not use a base model. Remove --base, or list that model among the others")
         if not base and method not in _WITHOUT_BASE:
             raise MergeError(f"{method} merges differences from a base model: give --base MODEL")
+        for field in dataclasses.fields(self):
+            option, methods = _READ_BY.get(field.name, ("", (method,)))
+            if method not in methods and getattr(self, field.name) != field.default:
+                raise MergeError(
+                    f"{option} is not allowed with {method}, which does not use it: only {', '.join(methods)} do"
+                )
         least = {"slerp": 2, "linear": 2, "karcher": 2, "model_stock": 2}.get(method, 1)
         most = {"slerp": 2, "nearswap": 1}.get(method, math.inf)
         if not least <= count <= most:
