@@ -52,6 +52,20 @@ def test_trials_of_a_question_are_one_observation(tmp_path):
     assert found.interval[1] == pytest.approx(0.4 + stats.t.ppf(0.975, 4) * spread)
 
 
+def test_items_with_one_text_are_several_questions(tmp_path):
+    ids = [str(i) for i in range(6)]
+    write(tmp_path / "a", dict.fromkeys(ids, 0.0), questions=dict.fromkeys(ids, "Which is right?"))
+    write(tmp_path / "b", {id: float(id in "012") for id in ids}, questions=dict.fromkeys(ids, "Which is right?"))
+    assert compare(tmp_path / "a", tmp_path / "b")["made"].scores["accuracy"].questions == 6
+
+
+def test_equal_differences_have_no_interval(tmp_path):
+    write(tmp_path / "a", {"x": 0.0, "y": 0.0})
+    write(tmp_path / "b", {"x": 1.0, "y": 1.0})
+    found = compare(tmp_path / "a", tmp_path / "b")["made"].scores["accuracy"]
+    assert (found.difference, found.interval, found.p_value) == (1.0, None, None)
+
+
 def test_equal_and_single_results(tmp_path):
     write(tmp_path / "a", {"x": 1.0})
     assert compare(tmp_path / "a", tmp_path / "a")["made"].scores["accuracy"].interval is None

@@ -180,6 +180,9 @@ def test_a_baseline_is_compared_in_both_orders(tmp_path, monkeypatch):
     (tmp_path / "few.jsonl").write_text(json.dumps(short) + "\n")
     with pytest.raises(PlamoError, match=r"few.jsonl has no answer with 2 turns to the item 1 \(task mt_bench_ja\)"):
         opened(path=few, baseline=tmp_path / "few.jsonl")
+    (tmp_path / "few.jsonl").write_text(json.dumps({**short, "question": "another"}) + "\n")
+    with pytest.raises(PlamoError, match=r"the item 1 has another question \(task mt_bench_ja\)"):
+        opened(path=few, baseline=tmp_path / "few.jsonl")
     (tmp_path / "few.jsonl").write_text(json.dumps({**short, "id": "other"}) + "\n")
     with pytest.raises(PlamoError, match=r"few.jsonl has no answer to an item of mt_bench_ja: evaluate the baseline"):
         opened(path=few, baseline=tmp_path / "few.jsonl")

@@ -71,6 +71,27 @@ def test_trials_have_seeds_of_their_own(tmp_path):
     assert [next(task.requests(item)).seed for item in task.items[:2]] == [5, 6]
 
 
+def test_trials_of_a_record_are_one_observation(tmp_path):
+    (task,) = open_tasks(tmp_path, TEXT | {"temperature": 1.0}, trials=50)
+    scores = [{"exact_match": float(item.id.startswith("1/"))} for item in task.items]
+    found = task.summarize(task.items, scores)["exact_match"]
+    assert (found.value, found.n) == (pytest.approx(1 / 3), 3)
+    assert found.stderr == pytest.approx(math.sqrt(sum((x - 1 / 3) ** 2 for x in (1, 0, 0)) / 2 / 3))
+
+
+def test_accepted_texts(tmp_path):
+    (task,) = open_tasks(tmp_path, TEXT | {"target": "a"})
+    # The name of a field stands for its text.
+    assert task.items[0].reference == [ROWS[0]["a"]]
+    with pytest.raises(PlamoError, match=r"an accepted text of rows.jsonl, line 1 is empty"):
+        open_tasks(tmp_path, TEXT | {"target": " "})
+
+
+def test_a_wrong_target_among_many_choices_is_named(tmp_path):
+    with pytest.raises(PlamoError, match=r"a letter from A to Z, or a number from 0 to 29"):
+        open_tasks(tmp_path, CHOICE | {"choices": [f"choice {i}" for i in range(30)], "target": "none"})
+
+
 def test_rolling_is_the_ratio_of_sums(tmp_path):
     (task,) = open_tasks(tmp_path, {"name": "texts", "kind": "rolling", "data": "rows.jsonl", "prompt": "{{ b }}"})
     answers = answer_items(task, CannedModel())

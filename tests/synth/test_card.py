@@ -67,8 +67,8 @@ def test_the_front_matter_is_read_by_the_hub(content, tmp_path):
         "size_categories": ["n<1K"],
         "tags": ["synthetic"],
         "configs": [
-            {"config_name": "text", "data_files": "text/*.jsonl"},
-            {"config_name": "messages", "data_files": "messages/*.jsonl"},
+            {"config_name": "text", "data_files": "text_*.jsonl"},
+            {"config_name": "messages", "data_files": "messages_*.jsonl"},
         ],
     }
     assert "| verify | copy: longest copy | 3 |" in body

@@ -128,6 +128,9 @@ def test_tables_with_a_question():
         ("**Score:** 3.5/5", 3.5),
         ("4", 4.0),
         ("Score: 9", "score out of range"),
+        ("Score: -3", "score out of range"),
+        ("Score: 12345", "score out of range"),
+        ("[[-3]]", "score out of range"),
         ("I like it", "no score"),
         ("2 of 3 are good", "no score"),
         ("", "no score"),
@@ -146,8 +149,17 @@ def test_scores(text, value):
         ("Answer: 3\n...\nAnswer: 4", "4"),
         (r"thus \boxed{7}", "7"),
         ("答え：－３．０", "-3"),
-        ("Answer: 3/4", "3/4"),
+        ("Answer: 3/4", "0.75"),
         ("Answer: 0.10", "0.1"),
+        ("答え: 120万円", "1200000"),
+        ("答え: 1.5億", "150000000"),
+        ("Answer: 3 million", "3000000"),
+        ("Answer: 2/4", "0.5"),
+        ("Answer: -2/6", "-1/3"),
+        ("Answer: -0", "0"),
+        ("Answer: -0.05", "-0.05"),
+        ("Answer: 1267650600228229401496703205376", "1267650600228229401496703205376"),
+        ("Answer: 0.1²", None),
         ("Answer: 100", "100"),
         ("Answer: 3 or 4", None),
         ("Answer: cats", None),
@@ -170,6 +182,7 @@ def test_choices():
     assert read("No change needed") == "none"
     assert read("NO.") == "no"
     assert read("maybe") == Refusal("parse: no choice")
+    assert read("Nothing is wrong") == Refusal("parse: no choice")
     assert read(" \n ") == Refusal("parse: no choice")
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ def compare_results(name: str, first: TaskResult, second: TaskResult) -> Compari
             )
     scores = {}
     for score in dict.fromkeys(key for id in common for key in first.answers[id]["scores"]):
-        values: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+        values: dict[Hashable, list[tuple[float, float]]] = collections.defaultdict(list)
         for id in common:
             rows = [result.answers[id]["scores"] for result in (first, second)]
             if all(score in row for row in rows):
-                values[first.answers[id]["question"]].append((rows[0][score], rows[1][score]))
+                values[_question(id, first.answers[id])].append((rows[0][score], rows[1][score]))
         if values:
             scores[score] = _difference(values)
     return Comparison(
@@ -153,12 +154,19 @@ def table(first: Path, second: Path, comparisons: Mapping[str, Comparison]) -> s
     return "\n".join([f"first: {first}, second: {second}", *lines])
 
 
-def _difference(values: Mapping[str, list[tuple[float, float]]]) -> Difference:
+def _question(id: str, answer: Mapping[str, Any]) -> Hashable:
+    """Return what the trials of a question have in common. Other items may have the same text, such as two sentences without a prompt."""
+    base, _, trial = id.rpartition("/")
+    return base if base and trial.isdecimal() else id, answer["question"], json.dumps(answer.get("reference"))
+
+
+def _difference(values: Mapping[Hashable, list[tuple[float, float]]]) -> Difference:
     pairs = [pair for some in values.values() for pair in some]
     differences = [_mean([second - first for first, second in some]) for some in values.values()]
     n, mean = len(differences), _mean(differences)
+    # If all differences are equal and not zero, a t test has no answer.
     interval = p_value = None
-    if n > 1:
+    if n > 1 and (mean == 0 or len(set(differences)) > 1):
         from scipy import stats  # This import takes most of a second.
 
         deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (n - 1))

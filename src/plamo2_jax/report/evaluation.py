@@ -122,7 +122,7 @@ def _examples(found: TaskResult) -> list[dict[str, str]]:
     if not all(metric in row["scores"] for row in rows):
         metric = next(iter(rows[0]["scores"]))
         rows = [row for row in rows if metric in row["scores"]]
-    lower_is_better = metric in ("bits_per_byte", "perplexity")
+    lower_is_better = metric in ("bits_per_byte", "bits_per_byte_of_text", "perplexity")
     ordered = sorted(rows, key=lambda row: row["scores"][metric], reverse=not lower_is_better)
     chosen = [("best", row) for row in ordered[:_EXAMPLES]]
     chosen += [("worst", row) for row in ordered[max(_EXAMPLES, len(ordered) - _EXAMPLES) :]]

@@ -108,7 +108,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "size_categories": [next((size for most, size in _SIZES if content["records"] < most), "n>1M")],
         "tags": ["synthetic"],
         "configs": [
-            {"config_name": kind, "data_files": f"{kind}/*.jsonl"}
+            {"config_name": kind, "data_files": f"{kind}_*.jsonl"}
             for kind in ("text", "messages")
             if kind in counts["kind"]
         ],

@@ -89,9 +89,12 @@ def finish(
         found.append(_write(stages, config, recipes, source, found[-1], reports))
         content = found[-1].content
         report = {"generate": found[0].content["generate"], "records": content["records"], "stages": content["stages"]}
-        if config.mix is not None and _reaches(last, "mix"):
-            report["mix"] = _mix(stages, config, found[-1]).content
         write_json(config.output / "report.json", report)
+        if config.mix is not None and _reaches(last, "mix"):
+            if not content["records"]:
+                raise PlamoError(f"no record is left to mix: {config.output / 'report.json'} has the reasons")
+            report["mix"] = _mix(stages, config, found[-1]).content
+            write_json(config.output / "report.json", report)
         return report, stages.skipped
 
 

@@ -200,8 +200,12 @@ def open(name: str, options: TaskOptions) -> JudgedTask:
 
 def _read_baseline(file: Path, task: JudgedTask) -> dict[str, list[str]]:
     """Read the answers.jsonl of an earlier evaluation."""
-    found = {}
+    found, asked = {}, {item.id: item.question for item in task.items}
     for where, row in read_rows(file, {"id": str, "answer": dict}):
+        if row["id"] in asked and row.get("question") not in (None, asked[row["id"]]):
+            raise PlamoError(
+                f"{where}: the item {row['id']} has another question (task {task.name}): evaluate the baseline with the same data"
+            )
         texts = row["answer"].get("texts")
         if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
             raise PlamoError(

@@ -259,7 +259,7 @@ class UserTask:
     def summarize(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]]) -> Mapping[str, Metric]:
         """Return the means. Bits per byte and perplexity are computed over all texts together."""
         if self._config.kind != "rolling":
-            return mean_metrics(items, scores)
+            return self._means(items, scores)
         answers = [self._filled[item.id].prompt for item in items]
         nats = [row["nats"] for row in scores]
         per_byte = _ratio(nats, [len(text.encode()) for text in answers], len(items))
@@ -272,12 +272,24 @@ class UserTask:
             "perplexity": Metric(perplexity, error, len(items)),
         }
 
+    def _means(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]]) -> Mapping[str, Metric]:
+        """Return the means over records: trials of one record are not independent, and count as one value, their mean."""
+        trials: dict[int, list[int]] = {}
+        for i, item in enumerate(items):
+            trials.setdefault(id(self._filled[item.id]), []).append(i)
+        means = [
+            {name: math.fsum(scores[i][name] for i in some) / len(some) for name in scores[some[0]]}
+            for some in trials.values()
+        ]
+        return mean_metrics([items[some[0]] for some in trials.values()], means)
+
     def _score(self, item: Item, answer: Answer) -> dict[str, float]:
         filled = self._filled[item.id]
         if self._config.kind == "rolling":
             nats = -answer["logprob"]
             return {
-                "bits_per_byte": nats / math.log(2) / max(1, len(filled.prompt.encode())),
+                # Not the metric, which is the ratio of sums over all texts.
+                "bits_per_byte_of_text": nats / math.log(2) / max(1, len(filled.prompt.encode())),
                 "nats": nats,
                 "tokens": float(answer["tokens"]),
             }
@@ -328,12 +340,13 @@ class UserTask:
             return _Filled(prompt)
         if config.kind == "generate":
             accepted = [self._render("target", where, fields)]
-            if isinstance(listed := fields.get(config.target), list):
-                accepted = [str(one) for one in listed]
-                if not accepted:
-                    raise PlamoError(
-                        f"task {self.name}: {config.target} of {where} is empty: it must list accepted texts"
-                    )
+            if config.target in fields:
+                value = fields[config.target]
+                accepted = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+            if not accepted or not all(map(_normal, accepted)):
+                raise PlamoError(
+                    f"task {self.name}: an accepted text of {where} is empty: target must give one or more texts that are not"
+                )
             return _Filled(prompt, system, accepted=accepted, reference=accepted, solution=accepted[0])
         if isinstance(config.choices, str):
             choices = self._field(where, fields, config.choices)
@@ -364,7 +377,7 @@ class UserTask:
             return int(plain)
         raise PlamoError(
             f"task {self.name}: the target {text[:80]!r} of {where} is not a choice: it must be the text of a "
-            f"choice, a letter from A to {_LETTERS[len(choices) - 1]}, or a number from 0 to {len(choices) - 1}"
+            f"choice, a letter from A to {_LETTERS[min(len(choices), len(_LETTERS)) - 1]}, or a number from 0 to {len(choices) - 1}"
         )
 
     def _field(self, where: str, fields: Mapping[str, Any], name: str) -> Any:

@@ -6,13 +6,15 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 
+from plamo2_jax.synth.numbers import numbers
 from plamo2_jax.synth.parsers.labels import labelled_parts
 from plamo2_jax.synth.parsers.markdown import without_emphasis
 from plamo2_jax.synth.parsers.parser import is_number, is_texts, refuse, require_range, require_texts
 from plamo2_jax.synth.record import Refusal
 from plamo2_jax.validation import require, shown
+
+_SCORE = r"-?\d{1,9}(?:\.\d{1,9})?(?![\d.]*\d)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +34,14 @@ class Score:
         require(self, "most", ordered, f"a number above least={shown(self.least)}")
 
     def __call__(self, text: str) -> float | Refusal:
-        found = re.findall(r"\[\[ ?(\d{1,4}(?:\.\d{1,4})?) ?\]\]", text)
+        found = re.findall(rf"\[\[ ?({_SCORE}) ?\]\]", text)
         if not found:
             for label, content in labelled_parts(text, {"score": self.labels}, lines=True):
-                match = label and re.match(
-                    r"\D{0,4}(\d{1,4}(?:\.\d{1,4})?)", unicodedata.normalize("NFKC", content[:40])
-                )
+                match = label and re.match(rf"[^\d\-]{{0,4}}({_SCORE})", unicodedata.normalize("NFKC", content[:40]))
                 if match:
                     found.append(match[1])
         if not found:
-            bare = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)(?:点|/\d{1,3})?", text.strip()[:40])
+            bare = re.fullmatch(rf"({_SCORE})(?:点|/\d{{1,3}})?", text.strip()[:40])
             found = [bare[1]] if bare else []
         if not found:
             return refuse("no score")
@@ -100,21 +100,27 @@ class Choice:
         texts = [(one.casefold(), name) for name, some in self.options.items() for one in some]
         # The longest first: "no change" before "no".
         for one, name in sorted(texts, reverse=True, key=lambda pair: len(pair[0])):
-            if last.startswith(one):
+            # "Nothing" is not "no"; Japanese has no spaces between words.
+            if last.startswith(one) and not re.match("[a-z]{2}", last[len(one) - 1 : len(one) + 1]):
                 return name
         return refuse("no choice")
 
 
 def read_number(text: str) -> str | None:
-    """Return the number in a text in its shortest form, such as "1200" for "１，２００円". Return None without a number or with several."""
-    text = unicodedata.normalize("NFKC", text[:200])
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("\N{MINUS SIGN}", "-")
-    found = re.findall(r"-?\d+(?:\.\d+)?(?:/\d+)?", text)
+    """Return the number in a text in its shortest form, such as "1200" for "１，２００円" and "1200000" for "120万円".
+
+    Return None without a number, with several, and with an exponent.
+    """
+    if re.search("[\u00b2\u00b3\u00b9\u2070-\u2079]", text):
+        return None
+    found = numbers(text[:200])
     if len(found) != 1:
         return None
-    if "/" in found[0]:
-        return found[0]
-    try:
-        return format(Decimal(found[0]).normalize(), "f")
-    except InvalidOperation:
-        return None
+    value = found[0]
+    # A decimal if it is exact: one half may be written 1/2 or 0.5.
+    for places in range(61):
+        if 10**places % value.denominator == 0:
+            digits = str(abs(value.numerator) * (10**places // value.denominator)).rjust(places + 1, "0")
+            whole, part = digits[: len(digits) - places], digits[len(digits) - places :]
+            return ("-" if value < 0 else "") + (f"{whole}.{part}" if part else whole)
+    return f"{value.numerator}/{value.denominator}"
