@@ -1,7 +1,10 @@
 """`plamo2 evaluate --tasks`: a model in this process, a server, a kill, the page, and comparisons."""
 
+import importlib
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from plamo2_jax.config import preset
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.eval.run import ANSWERS, JOURNAL, RESULT, TIMES
+from plamo2_jax.eval.tasks import TASKS, options_of
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from support import chromium
@@ -231,6 +235,8 @@ def test_the_list_has_sources_and_licences(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["m", "--tasks", "cloze", "--shots", "9"], "--shots has no effect on cloze: leave it out"),
+        (["m", "--tasks", "ifeval", "rules", "--mode", "../up"], "--mode has no effect on ifeval, rules: leave it out"),
         ([], "no tasks and no held-out data are given"),
         (["--tasks", "ruler"], "the model is missing"),
         (["m", "--tasks", "hellaswag"], "the task 'hellaswag' is unknown"),
@@ -251,3 +257,13 @@ def test_mistakes_are_named(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert evaluate(*arguments) != 0
     assert message in capsys.readouterr().err
+
+
+def test_options_of_tasks_are_those_that_their_modules_read():
+    names = "mode|shots|trials|max_new_tokens|lengths|depths|kinds"
+    for name, info in TASKS.items():
+        source = inspect.getsource(importlib.import_module(f"plamo2_jax.eval.tasks.{info.module}"))
+        read = set(re.findall(rf"options\.({names})\b", source))
+        # Of the tasks in its module, only jfbench has trials and kinds.
+        alone = {"trials", "kinds"} if name in ("ifeval", "mifeval_ja") else set()
+        assert options_of(name) == read - alone, name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.task import Task, TaskOptions
-from plamo2_jax.eval.tasks import TASKS, open_task
+from plamo2_jax.eval.tasks import TASKS, open_task, options_of
 
 if TYPE_CHECKING:
     from plamo2_jax.cli.evaluate_options import EvaluateOptions
@@ -72,7 +72,11 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
                 judge,
                 folder=folder / label,
                 limit=options.limit,
-                settings=_settings(options),
+                settings={
+                    option: value
+                    for option, value in _settings(options).items()
+                    if option == "seed" or option in options_of(task.name)
+                },
                 batch_size=_REQUESTS_PER_SLOT * slots,
                 concurrency=options.concurrency,
                 contaminated=contaminated.get(label),
@@ -111,6 +115,10 @@ def open_tasks(options: EvaluateOptions) -> dict[str, Task]:
     for name in options.tasks:
         if options.tasks.count(name) > 1:
             raise PlamoError(f"--tasks has {name} twice: each task must occur once")
+    for option in _settings(options):
+        if option != "seed" and not any(option in options_of(name) for name in options.tasks):
+            flag = option.replace("_", "-")
+            raise PlamoError(f"--{flag} has no effect on {', '.join(options.tasks)}: leave it out")
     tasks: dict[str, Task] = {}
     for name in options.tasks:
         if name.endswith((".yaml", ".yml")):
@@ -118,7 +126,8 @@ def open_tasks(options: EvaluateOptions) -> dict[str, Task]:
         else:
             opened = [open_task(name, dataclasses.replace(common, path=paths.pop(name, None)))]
         for task in opened:
-            label = task.name if options.mode is None else f"{task.name}-{options.mode}"
+            mode = options.mode if "mode" in options_of(task.name) else None
+            label = task.name if mode is None else f"{task.name}-{mode}"
             if label in tasks:
                 raise PlamoError(f"--tasks has {label} twice: each task must occur once")
             tasks[label] = task

@@ -134,6 +134,28 @@ TASKS: dict[str, TaskInfo] = {
 """The tasks by name."""
 
 
+_OPTIONS = {
+    "cloze": "kinds",
+    "code": "mode trials max_new_tokens",
+    "instructions": "max_new_tokens",
+    "judged": "trials max_new_tokens",
+    "long_context": "mode trials max_new_tokens lengths depths kinds",
+    "mmlu": "shots",
+    "pfgen": "mode shots trials max_new_tokens",
+    "retrieval": "trials lengths depths kinds",
+    "rules": "max_new_tokens",
+}
+
+
+def options_of(name: str) -> frozenset[str]:
+    """Return the fields of TaskOptions that change a task, besides path, seed and baseline. Tasks of YAML files check them themselves."""
+    if name == "jfbench":
+        return frozenset({"trials", "kinds", "max_new_tokens"})
+    return frozenset(
+        _OPTIONS[TASKS[name].module].split() if name in TASKS else ["mode", "shots", "trials", "max_new_tokens"]
+    )
+
+
 def open_task(name: str, options: TaskOptions) -> Task:
     """Open a task.
 
