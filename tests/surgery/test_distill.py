@@ -1,6 +1,7 @@
 """The distillation objective against NumPy, and its corner cases."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from plamo2_jax.checkpoint import fingerprint
+from plamo2_jax.cli.main import main
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.surgery.distill import TEACHER, Distill, distillation_loss, hidden_distance, kl_full, kl_top
 from plamo2_jax.surgery.teacher_logits import top_logits
@@ -141,3 +143,17 @@ def test_a_fingerprint_tells_models_apart(material):
 def test_settings_out_of_range(fields, message):
     with pytest.raises(ValueError, match=message):
         Distill(teacher="none", **fields)
+
+
+@pytest.mark.parametrize(("set_", "options", "expected"), [(None, (), 32), (64, (), 64), (64, ("--top-k", "8"), 8)])
+def test_the_command_writes_as_many_logits_as_the_config_reads(tmp_path, monkeypatch, set_, options, expected):
+    written = []
+    run = SimpleNamespace(tokenizer="none", steps=1, task=Distill(teacher="none", top_k=set_))
+    monkeypatch.setattr("plamo2_jax.cli.run_options.load_run", lambda *arguments: run)
+    monkeypatch.setattr("plamo2_jax.tokenizer.tokenizer.Tokenizer.load", lambda path: None)
+    monkeypatch.setattr(
+        "plamo2_jax.surgery.teacher_logits.write_teacher_logits",
+        lambda *arguments, top_k, **options: written.append(top_k) or 1,
+    )
+    assert main(["distill", "config.py", str(tmp_path / "out"), *options]) == 0
+    assert written == [expected]

@@ -26,8 +26,8 @@ class DistillOptions:
     """Config file of the run."""
     output: Annotated[Path, tyro.conf.Positional]
     """Folder to create: it must not exist, or it must be empty."""
-    top_k: int = 32
-    """Number of teacher logits to store per position."""
+    top_k: int | None = None
+    """Number of teacher logits to store per position. Default: the config's task.top_k if it is set, or 32."""
     steps: int | None = None
     """Number of batches to write. Default: all batches of the run."""
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         options.output,
         Tokenizer.load(config.tokenizer),
         steps=config.steps if options.steps is None else options.steps,
-        top_k=options.top_k,
+        top_k=next(k for k in (options.top_k, config.task.top_k, 32) if k is not None),
     )
     print(f"{options.output}: {rows:,} rows")
     return 0
