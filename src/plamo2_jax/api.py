@@ -346,11 +346,13 @@ def prune_model(
             exists.
     """
     from plamo2_jax.surgery.prune.write import prune_model
-    from plamo2_jax.surgery.shapes import read_shape, with_sizes
+    from plamo2_jax.surgery.shapes import read_shape, require_sizes, with_sizes
 
     old = read_shape(os.fspath(model))
     if isinstance(target, Mapping):
-        wanted = read_shape(os.fspath(model), [f"{field}={json.dumps(size)}" for field, size in target.items()])
+        changes = [f"{field}={json.dumps(size)}" for field, size in target.items()]
+        require_sizes(changes)
+        wanted = read_shape(os.fspath(model), changes)
     else:
         wanted = target if isinstance(target, ModelConfig) else read_shape(os.fspath(target))
     return prune_model(
