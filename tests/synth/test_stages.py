@@ -112,3 +112,15 @@ def test_servers_need_a_url(tmp_path):
     (tmp_path / "c.yaml").write_text("output: o\nrecipes: [{name: a}]\ngenerator: {servers: [http://a/v1]}")
     with pytest.raises(Exception, match="must be empty, or used with url"):
         read_config(tmp_path / "c.yaml")
+
+
+def test_other_seeds_under_the_same_name_are_refused(folder, run, server, capsys):
+    run()
+    topics = folder / "topics.jsonl"
+    before = topics.read_text()
+    topics.write_text(before.replace("話題0", "別の話題"))
+    path = write_config(folder, server, **CHANGES)
+    assert main(["synth", path]) == 2
+    assert "other contents of seeds.inputs or seeds.fields" in capsys.readouterr().err
+    topics.write_text(before)
+    assert len(run()) == 5

@@ -21,6 +21,7 @@ from plamo2_jax.storage import files_below, new_folder, write_whole
 from plamo2_jax.synth.config import digest
 
 _VERSION = 1
+_NAMED = ("bundled:", "tfds:")
 """Raise this when a stage of this package gives another output for the same inputs."""
 
 
@@ -90,15 +91,17 @@ def hash_of(files: Iterable[Path]) -> str:
 
 def state_of(inputs: Iterable[str | Path]) -> list[Any]:
     """Return names, sizes and times of the files of inputs. Bundled and prepared data sets are identified by their names."""
-    found: list[Any] = []
-    for spec in map(str, inputs):
-        if spec.startswith(("bundled:", "tfds:")):
-            found.append(spec)
-            continue
-        for path in find_files(spec, ReadReport()):
-            status = path.stat()
-            found.append([str(path), status.st_size, status.st_mtime_ns])
+    inputs = list(map(str, inputs))
+    found: list[Any] = [spec for spec in inputs if spec.startswith(_NAMED)]
+    for path in files_of(inputs):
+        status = path.stat()
+        found.append([str(path), status.st_size, status.st_mtime_ns])
     return found
+
+
+def files_of(inputs: Iterable[str]) -> list[Path]:
+    """Return the files of inputs. Bundled and prepared data sets have none."""
+    return [path for spec in inputs if not spec.startswith(_NAMED) for path in find_files(spec, ReadReport())]
 
 
 def _sizes(folder: Path) -> dict[str, int] | None:

@@ -20,12 +20,14 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.storage import new_folder
 from plamo2_jax.synth.config import RecipeUse, SynthConfig, digest
+from plamo2_jax.synth.finished_stages import files_of, hash_of
 from plamo2_jax.synth.recipe import Recipe
 from plamo2_jax.synth.record import Seed, Source
 from plamo2_jax.synth.rule_recipes.translation import aligned_seeds
 from plamo2_jax.synth.seeds import document_seeds, field_seeds, numbered_seeds
 
 PLAN = "plan.json"
+_SEEDS = "seed_files"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +67,19 @@ def write_plan(config: SynthConfig, recipes: Mapping[str, Recipe], folder: Path)
     Raises:
         PlamoError: the folder has the plan of another configuration, or no recipe has a seed.
     """
-    inputs = planned_inputs(config, recipes)
+    inputs, documents = planned_inputs(config, recipes), hash_of(files_of([*config.seeds.inputs, *config.seeds.fields]))
     if (folder / PLAN).is_file():
         stored = parse_json((folder / PLAN).read_bytes(), str(folder / PLAN))
         if stored.get("inputs") != inputs:
             raise PlamoError(
                 f"{folder} has the plan of a run with other recipes or seeds: choose another output, or delete "
                 f"the folder {folder} to plan again. Stored responses to the same requests are reused"
+            )
+        # Older plans do not record their documents.
+        if stored.get(_SEEDS, documents) != documents:
+            raise PlamoError(
+                f"{folder} has the plan of a run with other contents of seeds.inputs or seeds.fields: restore the files, choose another "
+                f"output, or delete the folder {folder} to plan again"
             )
         return [unit["name"] for unit in stored["units"]]
     units: list[dict[str, Any]] = []
@@ -88,7 +96,9 @@ def write_plan(config: SynthConfig, recipes: Mapping[str, Recipe], folder: Path)
                 "no recipe has a seed: at least one is needed. Check seeds.inputs, seeds.fields and the languages "
                 "of the recipes"
             )
-        (partial / PLAN).write_text(json.dumps({"inputs": inputs, "units": units}, indent=1) + "\n", encoding="utf-8")
+        (partial / PLAN).write_text(
+            json.dumps({"inputs": inputs, _SEEDS: documents, "units": units}, indent=1) + "\n", encoding="utf-8"
+        )
     return [unit["name"] for unit in units]
 
 
