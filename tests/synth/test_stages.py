@@ -118,7 +118,7 @@ def test_other_seeds_under_the_same_name_are_refused(folder, run, server, capsys
     run()
     topics = folder / "topics.jsonl"
     before = topics.read_text()
-    topics.write_text(before.replace("話題0", "別の話題"))
+    topics.write_text(before.replace(json.dumps("話題0。"), json.dumps("別の話題。")))
     path = write_config(folder, server, **CHANGES)
     assert main(["synth", path]) == 2
     assert "other contents of seeds.inputs or seeds.fields" in capsys.readouterr().err
