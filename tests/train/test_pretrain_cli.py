@@ -104,6 +104,8 @@ def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
         data=dataclasses.replace(config.data, seed=7),
     )
     recorded = {key: value for key, value in json.loads(recorded).items() if key != "tokenizer_fingerprint"}
+    # The fingerprints of the data are recorded beside the fields.
+    assert len(recorded.pop("shards")) == len(expected.data.mixture)
     assert recorded == json.loads(json.dumps(to_json(expected)))
 
 
