@@ -292,7 +292,7 @@ def test_metrics_count_what_happened(generator):
             )
         assert metric(server, "plamo2_samples_total") == 4
         assert metric(server, "plamo2_generated_tokens_total") == 12
-        # Two prompts, each of which is counted once for both samples.
+        # Both samples of a request share one prompt.
         answer = call(server, "/v1/completions", completion(prompt="ab" * 30, max_tokens=1))[2]
         assert metric(server, "plamo2_prompt_tokens_total") == 3 * answer["usage"]["prompt_tokens"]
         assert metric(server, "plamo2_cached_prompt_tokens_total") > 0

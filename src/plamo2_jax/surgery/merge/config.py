@@ -27,18 +27,8 @@ Method = Literal[
     "nearswap",
 ]
 _WITHOUT_BASE = ("linear", "slerp", "karcher")
-_WEIGHTED = (
-    "linear",
-    "slerp",
-    "karcher",
-    "task_arithmetic",
-    "ties",
-    "dare_ties",
-    "dare_linear",
-    "della",
-    "breadcrumbs",
-)
 _DIFFERENCES = ("task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "breadcrumbs")
+_WEIGHTED = (*_WITHOUT_BASE, *_DIFFERENCES)
 _RANDOM = ("dare_ties", "dare_linear", "della")
 _DENSITY = {"ties": 0.2, "dare_ties": 0.5, "dare_linear": 0.5, "della": 0.5, "breadcrumbs": 0.9}
 
