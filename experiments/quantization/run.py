@@ -28,8 +28,10 @@ from plamo2_jax.checkpoint import write_json  # noqa: E402
 
 
 def named(text: str) -> tuple[str, Path]:
-    """NAME=PATH."""
-    name, _, path = text.partition("=")
+    """Split NAME=PATH; argparse reports text of another form."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH, such as demo=runs/demo")
     return name, Path(path)
 
 

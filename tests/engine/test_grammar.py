@@ -310,3 +310,32 @@ def test_a_constraint_that_fails_ends_only_its_row(start, tokenizer):
     assert alone[1] == good.row.token_ids
     # The slot is of use again.
     rows_of(scheduler, [request(tokenizer, count=3) for _ in range(5)])
+
+
+class Broken:
+    """A constraint with a defect: one of its methods raises."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def allowed(self):
+        if self.method == "allowed":
+            raise ValueError("bad bits")
+        return np.full(VOCABULARY // 32, 0xFFFFFFFF, np.uint32)
+
+    def push(self, token):
+        if self.method == "push":
+            raise ValueError("bad bits")
+
+
+@pytest.mark.parametrize("method", ["allowed", "push"])
+def test_a_constraint_with_a_defect_ends_only_its_row(start, tokenizer, method, caplog):
+    scheduler = start()
+    (bad,) = scheduler.submit([request(tokenizer, lambda: Broken(method))])
+    (good,) = scheduler.submit([request(tokenizer, count=10)])
+    while scheduler.busy:
+        scheduler.run_round()
+    assert bad.error == "the answer cannot be continued: ValueError: bad bits"
+    assert "Traceback" in caplog.text
+    (alone,) = rows_of(start(), [request(tokenizer, count=10)])
+    assert alone[1] == good.row.token_ids

@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import heapq
 import itertools
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,8 @@ from plamo2_jax.engine.prefill import Prefix, PromptReader
 from plamo2_jax.engine.request import FinishReason, Request, Row, TopLogprobs
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
@@ -265,15 +268,15 @@ class Scheduler:
         return deltas
 
     def _allowed(self) -> tuple[dict[int, np.ndarray], list[Delta]]:
-        """Return the allowed ids of constrained rows, and the jobs that fail because no id is allowed."""
+        """Return the allowed ids of constrained rows, and the jobs that fail because their constraint has no answer."""
         allowed, failed = {}, []
         for slot, job in self._running.items():
             if job.row.constraint is None:
                 continue
             try:
                 allowed[slot] = job.row.constraint.allowed()
-            except PlamoError as error:
-                job.error = str(error)
+            except Exception as error:
+                job.error = _reason(error)
                 failed.append(Delta(job, error=job.error))
         return allowed, failed
 
@@ -288,8 +291,8 @@ class Scheduler:
             )
             try:
                 texts.append(row.push(int(burst.tokens[step, slot]), float(burst.logprobs[step, slot]), top))
-            except PlamoError as error:
-                job.error = str(error)
+            except Exception as error:
+                job.error = _reason(error)
                 break
         new = slice(before, None)
         return Delta(
@@ -315,3 +318,11 @@ class _Pace:
         if self._compiled and made:
             self.count = max(1, min(CAPACITY, int(self._interval * made / seconds)))
         self._compiled = True
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of a row that failed. Other errors than `PlamoError` are defects, and are logged."""
+    if isinstance(error, PlamoError):
+        return str(error)
+    _LOG.error("a row failed", exc_info=error)
+    return f"the answer cannot be continued: {type(error).__name__}: {error}"
