@@ -34,6 +34,7 @@ PLANS = {
     "8b v5p:4x4x4": ("pretrain_8b", "v5p:4x4x4", "", "train", "pallas"),
     "8b v6e:8x8": ("pretrain_8b", "v6e:8x8", V6E, "train", "pallas"),
     "8b tpu7x:4x4x4": ("pretrain_8b", "tpu7x:4x4x4", TPU7X, "train", "pallas"),
+    "8b fp8 tpu7x:4x4x4": ("pretrain_8b", "tpu7x:4x4x4", f"{TPU7X} --linear-type fp8", "train", "pallas"),
     "8b 32k v5p:4x4x4": ("pretrain_8b_32k", "v5p:4x4x4", "", "train", "pallas"),
     "8b 128k v5p:8x8x8": ("pretrain_8b_128k", "v5p:8x8x8", "", "train", "pallas"),
     "31b v5p:8x8x8": ("pretrain_31b", "v5p:8x8x8", "", "train", "pallas"),
@@ -98,19 +99,22 @@ def main() -> None:
     """Compile the missing plans and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", action="store_true", help="print the table of results.json and compile nothing")
-    parser.add_argument("--again", action="store_true", help="compile all plans again")
-    parser.add_argument("--only", nargs="*", help="names of the plans to compile")
+    parser.add_argument("--again", action="store_true", help="compile plans that are in results.json, too")
+    parser.add_argument(
+        "--only", nargs="*", choices=PLANS, metavar="PLAN", help=f"compile only these plans: {', '.join(PLANS)}"
+    )
     arguments = parser.parse_args()
     results = {"plans": {}, "gpus": {}}
     short = REFERENCE if arguments.table else ".".join(libtpu_version().split(".")[:3])
     path = HERE / ("results.json" if short == REFERENCE else f"results_libtpu_{short}.json")
-    if path.exists() and not arguments.again:
+    if path.exists():
         results = json.loads(path.read_text())
     if not arguments.table:
         results |= {"note": report.NOTE, "libtpu": libtpu_version()}
-        fill(results, path, "plans", PLANS if arguments.only is None else arguments.only, one)
+        again = arguments.again
+        fill(results, path, "plans", PLANS if arguments.only is None else arguments.only, one, again)
         if arguments.only is None:
-            fill(results, path, "gpus", ["8b h100x8"], lambda _: gpus())
+            fill(results, path, "gpus", ["8b h100x8"], lambda _: gpus(), again)
     if short == REFERENCE:
         write_readme(table(results))
     print(table(results))
@@ -131,9 +135,9 @@ def write_readme(text: str) -> None:
     path.write_text(f"{head}<!-- table -->\n\n{text}\n\n<!-- end -->{tail}", encoding="utf-8")
 
 
-def fill(results: dict, path: Path, section: str, names, function) -> None:
-    """Add missing results to a section. Each result is written as soon as it is there."""
-    missing = [name for name in names if name not in results[section]]
+def fill(results: dict, path: Path, section: str, names, function, again: bool) -> None:
+    """Add results to a section: the missing ones, or with `again` all. Each result is written as soon as it is there."""
+    missing = [name for name in names if again or name not in results[section]]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = {pool.submit(function, name): name for name in missing}
         for done in concurrent.futures.as_completed(waiting):
