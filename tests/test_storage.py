@@ -190,3 +190,29 @@ def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path):
         write()
     threads[0].join()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [storage.new_folder, storage.new_file, storage.require_empty])
+def test_a_bucket_is_refused_and_no_folder_of_its_name_appears(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^gs://bucket/out is in a bucket: write to a local path"):
+        contextlib.ExitStack().enter_context(write(Path("gs://bucket/out")))
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"is the current folder, which cannot be replaced. Choose a new folder inside it$"
+    ):
+        storage.require_empty(Path("."))
+    storage.require_empty(Path("."), replaced=False)
+    (tmp_path / "volume").mkdir()
+    storage.require_empty(tmp_path / "volume")
+    monkeypatch.setattr(storage.os.path, "ismount", lambda path: Path(path).name == "volume")
+    with (
+        pytest.raises(ValueError, match="volume is a mount point, which cannot be replaced"),
+        storage.new_folder("volume"),
+    ):
+        pass
+    assert names(tmp_path) == ["volume"]

@@ -54,11 +54,11 @@ def quantized(
     folder.parent.mkdir(parents=True, exist_ok=True)
     calibration = [f"{arguments.data / language / 'train'}" for language in LANGUAGES]
     options = [str(bytes_) if word == "HALFWAY" else word for word in variant.options]
+    if variant.calibrated:
+        options += ["--calibration", *calibration, "--samples", arguments.samples]
+        options += ["--sequence-length", LENGTH, "--batch-size", ROWS, "--seed", seed]
     begun = time.monotonic()
-    run(
-        "quantize", path, folder, *options, "--calibration", *calibration, "--samples", arguments.samples,
-        "--sequence-length", LENGTH, "--batch-size", ROWS, "--seed", seed,
-    )  # fmt: skip
+    run("quantize", path, folder, *options)
     return time.monotonic() - begun
 
 

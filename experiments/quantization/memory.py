@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--preset", default="plamo-2-1b")
     parser.add_argument("--layers", type=int, help="layers of the model; left out, all")
     parser.add_argument("--samples", type=int, default=16, help="calibration rows of 512 tokens")
-    parser.add_argument("--method", default="gptq")
+    parser.add_argument("--method", default="gptq", choices=["gptq", "awq", "awq+gptq"])
     parser.add_argument(
         "--work", type=Path, help="folder for the models, which an interrupted run continues; left out, a temporary one"
     )

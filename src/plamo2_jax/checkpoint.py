@@ -38,7 +38,7 @@ from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.old_config import modernize
-from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
+from plamo2_jax.storage import absolute, located, new_folder, require_empty, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -136,12 +136,8 @@ def save_model(
         PlamoError: `folder` is not empty, not on this machine, or being written by another process.
         OSError: The disk is full. The message names `folder`.
     """
-    if is_remote(folder):
-        raise CheckpointError(
-            f"{address(folder)} is in a bucket: a model must be written to a local folder. Copy it to the bucket afterwards"
-        )
+    require_empty(Path(folder))
     folder = Path(folder).absolute()
-    require_empty(folder)
     with contextlib.ExitStack() as stack:
         name = ""
         if jax.process_index() == 0:

@@ -87,9 +87,10 @@ def new_file(path: Path, *, alone: bool = True) -> Iterator[Path]:
         alone: Raise an error while another process writes the file.
 
     Raises:
-        PlamoError: Another process is writing `path`.
+        PlamoError: `path` is not on this machine, or another process is writing it.
         OSError: The file cannot be written, for example because the disk is full. The message names `path`.
     """
+    require_local(path)
     path = Path(path)
     with naming_full_disk(path):
         _remove_dead(path, alone)
@@ -112,9 +113,11 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         replace: Replace an existing folder.
 
     Raises:
-        PlamoError: `path` is not empty, or another process is writing it. Nothing was changed.
+        PlamoError: `path` is not empty, not on this machine, a mount point or the current folder, or another process is writing it.
+            Nothing was changed.
         OSError: The folder cannot be written, for example because the disk is full. The message names `path`.
     """
+    require_local(path)
     path = Path(path).absolute()
     with naming_full_disk(path), new_parents(path):
         _remove_dead(path, alone=True)
@@ -155,10 +158,28 @@ def new_parents(path: Path) -> Iterator[None]:
         raise
 
 
-def require_empty(folder: Path) -> None:
-    """Raise PlamoError unless a folder does not exist or is empty. Call this before any work is done."""
+def require_local(path: str | os.PathLike[str]) -> None:
+    """Raise PlamoError if a path that is to be written is in a bucket."""
+    if is_remote(path):
+        raise PlamoError(
+            f"{address(path)} is in a bucket: write to a local path, and copy the result to the bucket afterwards"
+        )
+
+
+def require_empty(folder: Path, *, replaced: bool = True) -> None:
+    """Raise PlamoError unless a folder is on this machine, and does not exist or is empty. Call this before any work is done.
+
+    Args:
+        folder: Folder that will be written.
+        replaced: An existing folder is replaced, which would fail for a mount point, and leave a shell in a folder that is gone.
+    """
+    require_local(folder)
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise PlamoError(f"{folder} already exists: it must not exist, or it must be empty. Choose another folder")
+    if replaced and folder.exists():
+        reason = "a mount point" if os.path.ismount(folder) else "the current folder" if folder.samefile(".") else None
+        if reason:
+            raise PlamoError(f"{folder} is {reason}, which cannot be replaced. Choose a new folder inside it")
 
 
 @contextlib.contextmanager

@@ -72,8 +72,10 @@ def test_targets_are_found_by_name_axis_and_public_name(model):
         found = find_targets(model.config, LoraConfig(targets=(target,)))
         assert {path.rsplit("/", 1)[1] for path in found} == expected, target
     for target in ("embedding", "norm/scale", "a_log", "nothing"):
-        with pytest.raises(ValueError, match="no matrix of the layers"):
-            find_targets(model.config, LoraConfig(targets=(target,)))
+        with pytest.raises(ValueError, match=f"no matrix of the layers matches '{target}'"):
+            find_targets(model.config, LoraConfig(targets=("/mixer/", target)))
+    # A pattern may match what another one matches.
+    assert len(find_targets(model.config, LoraConfig(targets=("/mlp/", "/mlp/down ")))) == 6
 
 
 def test_new_adapters_change_nothing(model, params):

@@ -11,7 +11,7 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
-from plamo2_jax.adapters.open import open_model
+from plamo2_jax.adapters.open import model_folders, open_model
 from plamo2_jax.adapters.peft import write_run_adapter
 from plamo2_jax.align.sft import Sft
 from plamo2_jax.checkpoint import fingerprint
@@ -19,6 +19,11 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
+from plamo2_jax.models.config import ChatModelConfig
+from plamo2_jax.models.local import LocalChatModel
+from plamo2_jax.serve.config import ServeConfig
+from plamo2_jax.serve.opening import open_models
+from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.train.config import RunConfig, to_json
 
 LORA = LoraConfig(rank=2, targets=("/mlp/", "q_proj"))
@@ -95,6 +100,35 @@ def test_a_peft_folder_without_a_base_here_names_the_verb(run, tmp_path):
         ValueError, match=r"base, 'someone/model', is not a folder on this machine\. .* plamo2 lora MODEL"
     ):
         open_model(adapter)
+
+
+def test_the_chat_template_is_that_of_the_run_or_of_the_base(run, tmp_path):
+    adapter = write_run_adapter(run.folder)
+    elsewhere = shutil.copytree(adapter, tmp_path / "elsewhere")
+    (run.init_from / "chat_template.jinja").write_text("base")
+    (run.folder / "chat_template.jinja").unlink(missing_ok=True)
+    for folder in (run.init_from, run.folder, adapter, elsewhere):
+        assert ChatTemplate.of_model(*model_folders(folder)).source == "base"
+    (run.folder / "chat_template.jinja").write_text("run")
+    found = [ChatTemplate.of_model(*model_folders(folder)).source for folder in (run.folder, adapter, elsewhere)]
+    assert found == ["run", "run", "base"]
+    assert LocalChatModel.open(ChatModelConfig(str(adapter))).template.source == "run"
+    (model,) = open_models(elsewhere, ServeConfig(slots=1, warm_up=False))
+    assert model.template.source == "base"
+
+
+def test_adapters_are_merged_in_the_wanted_dtype_and_another_base_is_noted(
+    run, small, small_params, adapters, tmp_path, capsys
+):
+    assert main(["lora", str(run.init_from), str(run.folder), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert "was trained on" not in capsys.readouterr().err
+    merged = load_model(tmp_path / "half").params
+    rounded = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), small_params)
+    expected = Adapters(small.config, LORA).merge(rounded, adapters)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), merged, expected)
+    shutil.copytree(run.init_from, tmp_path / "other")
+    assert main(["lora", str(tmp_path / "other"), str(run.folder), str(tmp_path / "out")]) == 0
+    assert "base'; it is used with" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -193,6 +193,7 @@ REFUSED = {
     "another format": ({"format": "nvfp4-pack-quantized"}, None, "format='nvfp4-pack-quantized' is not supported"),
     "a sparse model": ({"sparsity_config": {"format": "sparse"}}, None, "sparsity_config=.* is not supported"),
     "a hostile pattern": ({"ignore": ["re:(a+)+$"]}, None, r"pattern 're:\(a\+\)\+\$' is not supported"),
+    "nothing quantized": ({"ignore": ["re:.*_proj"]}, None, "quantization_config quantizes no matrix of the model"),
     "three bits": (None, {"num_bits": 3}, "type 'int' of 3 bits is not supported"),
     "a scale per tensor": (None, {"strategy": "tensor"}, "strategy 'tensor' .* is not supported"),
     "a group that does not divide": (None, {"group_size": 24}, "group_size 24 does not divide the 64 inputs"),

@@ -24,7 +24,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.convert.quantized import save_quantized
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, axes, declarations, init_params
-from plamo2_jax.model.quantized import QuantizedArray, contraction_axes, quantize, quantize_params
+from plamo2_jax.model.quantized import QuantizedArray, contraction_axes, quantize, quantize_float8, quantize_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from support.checkpoints import CONFIG, DTYPES, write_public, write_sharded
 from support.tokenizers import byte_tokenizer
@@ -311,6 +311,20 @@ def test_a_mixed_model_keeps_the_bits_of_each_matrix(tmp_path, even_params):
         )
         assert type == (wanted if len(shape) == 2 and not re.search("conv1d|_norm", name) else "F32"), name
     assert not any("quantized" in note for note in written.notes)
+
+
+def test_values_of_eight_bits_without_blocks_keep_their_bits_beside_four_bits(tmp_path, even_params):
+    """float8 has no blocks in GGUF."""
+    leaves, declared = flatten_dict(even_params, sep="/"), flatten_dict(declarations(Plamo2(EVEN)), sep="/")
+    for path in leaves:
+        if path.endswith(("mlp/gate", "mlp/up")):
+            leaves[path] = quantize_float8(leaves[path], contraction_axes(declared[path]))
+        elif path.endswith("mlp/down"):
+            leaves[path] = quantize(leaves[path], contraction_axes(declared[path]), 4, 32)
+    written = write_gguf(tmp_path / "model.gguf", EVEN, unflatten_dict(leaves, sep="/"), byte_tokenizer())
+    types = {name.split(".")[-2]: type for name, (type, _, _) in read(tmp_path / "model.gguf")[1].items()}
+    assert (types["ffn_up"], types["ffn_down"]) == ("Q8_0", "Q4_0")
+    assert any("quantized again to Q8_0: GGUF has no blocks" in note for note in written.notes)
 
 
 def test_a_quantized_run_folder(tmp_path):

@@ -87,6 +87,13 @@ def test_which_matrices_are_quantized(config):
         ({"activations": "float8"}, "activations='float8' is not allowed"),
         ({"keep_float": ("(",)}, "'(' is not a regular expression"),
         ({"damping": 0.0}, "damping=0.0 is not allowed"),
+        ({"method": "GPTQ"}, "QuantizeConfig.method='GPTQ' is not allowed: it must be one of rtn, gptq"),
+        ({"activations": "int4"}, "activations='int4' is not allowed: it must be none, int8 or float8"),
+        ({"bits": 3}, "bits=3 is not allowed: it must be 8, 4 or 'float8'"),
+        ({"bits": "8"}, "bits='8' is not allowed"),
+        ({"bits": 4, "group_size": 0}, "group_size=0 is not allowed: it must be 32, 64, 128 or None"),
+        ({"keep_float": "embedding"}, "keep_float='embedding' is not allowed: it must be a sequence"),
+        ({"bits_for": (("mlp", 3),)}, "it must be pairs of a regular expression and 8, 4 or 'float8'"),
     ],
 )
 def test_options_that_contradict_are_refused(fields, message):
@@ -97,6 +104,8 @@ def test_options_that_contradict_are_refused(fields, message):
 def test_a_group_that_does_not_divide_and_an_unknown_path_are_refused(config):
     with pytest.raises(PlamoError, match="mlp/down has 32 inputs, which are not divisible by group_size=128"):
         matrix_formats(config, QuantizeConfig("rtn", 4, group_size=128))
+    with pytest.raises(PlamoError, match=r"keep_float=\('.',\) leaves all matrices in floating point"):
+        matrix_formats(config, QuantizeConfig(keep_float=(".",)))
     with pytest.raises(PlamoError, match="'mixers/' matches no matrix: paths look like"):
         matrix_formats(config, QuantizeConfig(keep_float=("mixers/",)))
 

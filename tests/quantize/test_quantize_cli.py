@@ -49,7 +49,7 @@ def test_a_model_in_four_bits_generates(model, text, tmp_path, capsys):
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
     assert main(["generate", str(out), "--prompt", "A", "--max-new-tokens", "3", "--temperature", "0"]) == 0
     # Once more into a folder that exists.
-    assert main(["quantize", model, str(out), *options(text)]) == 2
+    assert main(["quantize", model, str(out), "--method", "gptq", "--bits", "4", *options(text)]) == 2
     assert "already exists" in capsys.readouterr().err
 
 
@@ -81,6 +81,36 @@ def test_four_bits_with_one_scale_for_each_output(model, tmp_path, capsys):
     assert kinds["blk.0.ffn_down.weight"] == "Q4_0"
 
 
+def test_stored_tensors_are_listed_and_the_float_dtype_is_kept(model, tmp_path, capsys):
+    """A quantized run of a bfloat16 export is exported in bfloat16 again."""
+    assert main(["quantize", model, str(tmp_path / "q"), "--bits-for", "mlp/down=4", "--group-size", "32"]) == 0
+    assert main(["convert", "to-hf", str(tmp_path / "q"), str(tmp_path / "a"), "--dtype", "bfloat16"]) == 0
+    assert main(["convert", "from-hf", str(tmp_path / "a"), str(tmp_path / "r")]) == 0
+    assert main(["convert", "to-hf", str(tmp_path / "r"), str(tmp_path / "b")]) == 0
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    for name, tensor in (("q", "run_0_period_0/layer_0/mlp/down.values"), ("a", "mlp.down_proj.weight_packed")):
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path / name), "--tensors", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert "parameters" not in facts
+        assert any(each["name"].endswith(tensor) for each in facts["tensors"])
+
+
+def test_an_export_that_other_programs_cannot_read_is_refused_or_noted(model, tmp_path, capsys):
+    options = ["--bits", "4", "--group-size", "32", "--activations", "int8"]
+    assert main(["quantize", model, str(tmp_path / "q"), *options]) == 0
+    assert main(["convert", "to-hf", str(tmp_path / "q"), str(tmp_path / "code"), "--with-code"]) == 2
+    assert "the Python files read float matrices only: remove --with-code" in capsys.readouterr().err
+    assert main(["convert", "to-hf", str(tmp_path / "q"), str(tmp_path / "public")]) == 0
+    assert "vLLM will refuse this folder" in capsys.readouterr().err
+    config = json.loads((tmp_path / "public" / "config.json").read_text())
+    del config["quantization_config"]["format"]
+    (tmp_path / "public" / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path / "public")]) == 2
+    assert "format=None is not supported" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -90,6 +120,12 @@ def test_four_bits_with_one_scale_for_each_output(model, tmp_path, capsys):
         (["--budget", "much"], "--budget 'much' is not a size"),
         (["--method", "gptq", "--calibration", "nowhere.txt"], "nowhere.txt"),
         (["--samples", "0"], "--samples 0 is not allowed"),
+        (["--calibration", "nowhere.txt"], "--calibration has no effect: it needs a method other than rtn, --budget"),
+        (["--group-size", "32"], "--group-size has no effect: it needs matrices with 4 bits"),
+        (["--damping", "0.1"], "--damping has no effect: it needs --method gptq or awq+gptq"),
+        (["--alpha", "0.7"], "--alpha has no effect: it needs --method smoothquant"),
+        (["--float", "."], "leaves all matrices in floating point"),
+        (["--budget", "9" * 400 + "GB"], "is not a size"),
     ],
 )
 def test_refusals_leave_nothing(model, tmp_path, capsys, argv, message):

@@ -78,15 +78,24 @@ class Adapters:
         return merge(params, adapters, self.targets, self.lora.scale)
 
 
-def merge(params: Any, adapters: Any, targets: Mapping[str, Split], scale: float) -> Any:
-    """Return W + scale · A B for each target, in the dtype of W, and the other parameters unchanged.
+def merge(
+    params: dict, adapters: Any, targets: Mapping[str, Split], scale: float, *, consume: bool = False
+) -> dict[str, Any]:
+    """Return W + scale · A B for each target, computed in float32, in the dtype of W, and the other parameters unchanged.
 
-    `adapters` is a tree of `lora_a` and `lora_b` below the paths of the targets.
+    Args:
+        params: the model's parameters.
+        adapters: tree of `lora_a` and `lora_b` below the paths of the targets.
+        targets: the adapted parameters, by path.
+        scale: factor of A B.
+        consume: empty `params`, so that each parameter is freed as soon as it is merged.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    if consume:
+        params.clear()
     factors = flax.traverse_util.flatten_dict(adapters, sep="/")
     for path, split in targets.items():
-        a, b, w = factors[f"{path}/{A}"], factors[f"{path}/{B}"], leaves[path]
+        a, b, w = factors[f"{path}/{A}"], factors[f"{path}/{B}"], leaves.pop(path)
         product = jnp.einsum(split.product_spec(), a, b, precision=jax.lax.Precision.HIGHEST)
         leaves[path] = (w + scale * product).astype(w.dtype)
     return flax.traverse_util.unflatten_dict(leaves, sep="/")

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from plamo2_jax import checkpoint
-from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.attach import Adapters, merge
 from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
-from plamo2_jax.adapters.peft import AdapterError, merged_model, read_run
+from plamo2_jax.adapters.peft import FOLDER, AdapterError, merged_model, read_run
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read_tokenizer
 from plamo2_jax.convert.names import ModelName
@@ -43,10 +43,10 @@ def open_model(
     """
     name = ModelName.parse(path, step=step, ema=ema)
     folder, step, ema = name.folder, name.step, name.ema
-    if (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
+    if _is_peft(folder):
         if step is not None or ema:
             raise AdapterError(f"{folder} is in PEFT's layout, which has no steps: remove the step")
-        base = read_json_object(folder / PEFT_CONFIG, error=AdapterError).get("base_model_name_or_path")
+        base = _base_of(folder)
         if not isinstance(base, str) or not ModelName.parse(base).folder.is_dir():
             raise AdapterError(
                 f"{folder} has adapters whose base, {str(base)[:100]!r}, is not a folder on this machine. To "
@@ -56,6 +56,39 @@ def open_model(
     if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
         return load_model(folder, step=step, ema=ema, abstract=abstract, quantized=True)
     return _with_base(folder, step, ema)
+
+
+def model_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the folders that describe a model: its own, and with adapters also the run that trained them and their base.
+
+    A file of the model that one of them lacks, such as the chat template, is in the next.
+
+    Args:
+        path: as in `open_model`. The folder need not exist.
+
+    Raises:
+        PlamoError: the description of the adapters is damaged.
+    """
+    folder = ModelName.parse(path).folder
+    found, base = [folder], None
+    if _is_peft(folder):
+        base = _base_of(folder)
+        if folder.name == FOLDER:
+            found.append(folder.parent)
+    elif folder.is_dir() and is_run_folder(folder):
+        described = checkpoint.read_config(folder)
+        base = described.get("init_from") if checkpoint.lora_of(described) else None
+    if isinstance(base, str):
+        found.append(ModelName.parse(base).folder)
+    return [each for each in found if each == folder or each.is_dir()]
+
+
+def _is_peft(folder: Path) -> bool:
+    return (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists()
+
+
+def _base_of(folder: Path) -> Any:
+    return read_json_object(folder / PEFT_CONFIG, error=AdapterError).get("base_model_name_or_path")
 
 
 def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
@@ -86,5 +119,5 @@ def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
             f"{folder} has adapters for an earlier version of {base}, whose weights have changed. To merge "
             f"them anyway, use plamo2 lora MODEL {folder} OUT"
         )
-    merged = Adapters(config, lora).merge(params, adapters)
+    merged = merge(params, adapters, Adapters(config, lora).targets, lora.scale, consume=True)
     return LoadedModel(config, merged, read_tokenizer(folder, config))

@@ -158,8 +158,10 @@ def _read_matrices(
     ranks_and_scales = about.ranks_and_scales(modules)
     for module, (tensor, *both) in adapted.items():
         rank, scale = ranks_and_scales[module]
+        if len(tensor.shape) != 2:
+            raise AdapterError(f"{path} has an adapter of {module}, which is not a matrix of a product: remove it")
         wanted = (rank, tensor.shape[-1]), (tensor.shape[0], rank)
-        if len(tensor.shape) != 2 or (both[0].shape, both[1].shape) != wanted:
+        if (both[0].shape, both[1].shape) != wanted:
             raise AdapterError(
                 f"{path}: lora_A and lora_B of {module} have shapes {both[0].shape} and {both[1].shape}: they must be {wanted}, by "
                 f"rank {rank} in {about.path.name} and the shape of the model"
@@ -233,9 +235,7 @@ def read_adapters(
         if name.step is not None or name.ema:
             raise AdapterError(f"{adapter} is in PEFT's layout, which has no steps: remove the step")
         targets, adapters, scale = read_peft(adapter, config)
-        base = read_adapter_config(inside(Path(adapter), CONFIG)).base
-        if base and ModelName.parse(base).folder.name != ModelName.parse(model).folder.name:
-            print(f"{adapter} was trained on {shown(base)}; it is used with {model}", file=sys.stderr)
+        _note_other_base(adapter, read_adapter_config(inside(Path(adapter), CONFIG)).base, model)
         return targets, adapters, scale
     item = checkpoint.EMA if name.ema else checkpoint.PARAMS
     own, lora, adapters = read_run(adapter, name.step, item)
@@ -244,27 +244,35 @@ def read_adapters(
             f"{adapter} has adapters for a model with a different shape than {model}: use the model that the "
             "adapters were trained on"
         )
+    _note_other_base(adapter, checkpoint.read_config(adapter).get("init_from"), model)
     if path := find_nonfinite(adapters):
         raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity: all values must be finite")
     return Adapters(own, lora).targets, adapters, lora.scale
 
 
+def _note_other_base(adapter: Path, base: Any, model: str | os.PathLike[str]) -> None:
+    """Print a note if adapters were trained on a base of another name. A copy of the base may have any name, so this is no error."""
+    if isinstance(base, str) and base and ModelName.parse(base).folder.name != ModelName.parse(model).folder.name:
+        print(f"{adapter} was trained on {shown(base)}; it is used with {model}", file=sys.stderr)
+
+
 def merged_model(
-    model: str | os.PathLike[str], adapter: str | os.PathLike[str], step: int | None = None
+    model: str | os.PathLike[str], adapter: str | os.PathLike[str], step: int | None = None, *, dtype: Any = None
 ) -> LoadedModel:
-    """Open a model, in float32, with adapters merged into its weights.
+    """Open a model with adapters merged into its weights.
 
     Args:
         model: run folder, RUN@STEP or folder in Hugging Face format.
         adapter: run folder that trained adapters, one of its checkpoints, or a folder in PEFT's layout.
         step: checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
+        dtype: dtype of the parameters, before and after; None: float32. The sum is computed in float32.
 
     Raises:
         PlamoError: a folder is none of these, the adapters belong to a model of another shape, or a tensor holds NaN or infinity.
     """
-    loaded = load_model(model, require_finite=True)
+    loaded = load_model(model, dtype=dtype, require_finite=True)
     targets, adapters, scale = read_adapters(model, loaded.config, adapter, step)
-    params = merge(loaded.params, adapters, targets, scale)
+    params = merge(loaded.params, adapters, targets, scale, consume=True)
     if path := find_nonfinite(params):
         raise AdapterError(f"{model} and {adapter}: parameter {path} overflows when the adapter is merged")
     return LoadedModel(loaded.config, params, loaded.tokenizer)

@@ -13,7 +13,8 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, declarations
 from plamo2_jax.model import axes as axis_names
 from plamo2_jax.model.low_rank import factor_axes
-from plamo2_jax.pattern import PatternError, first_matches
+from plamo2_jax.pattern import PatternError, search_ends
+from plamo2_jax.validation import shown
 
 A, B = "lora_a", "lora_b"
 """Names of the factors in the tree, below the path of the adapted parameter."""
@@ -73,7 +74,7 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
     """Return the parameters that get adapters, by path.
 
     Raises:
-        PlamoError: no parameter matches `LoraConfig.targets`, or a pattern cannot be matched in time.
+        PlamoError: a pattern of `LoraConfig.targets` matches no parameter, or cannot be matched in time.
     """
     public: dict[str, list[str]] = {}
     for tensor in public_tensors(config):
@@ -84,12 +85,16 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
         spelled = ",".join(name or "-" for name in split.names)
         descriptions.append(f"/{path} axes={spelled} {' '.join(public[path])}")
     try:
-        matches = first_matches(lora.targets, descriptions, "search")
+        ends = search_ends(lora.targets, descriptions)
     except PatternError as error:
         raise PlamoError(f"LoraConfig.targets: {error}") from error
-    found = {path: split for (path, split), match in zip(splits.items(), matches, strict=True) if match is not None}
-    if not found:
-        raise PlamoError(
-            f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers matches any of these patterns"
-        )
-    return found
+    for pattern, found in zip(lora.targets, zip(*ends, strict=True), strict=True):
+        if all(end is None for end in found):
+            raise PlamoError(
+                f"LoraConfig.targets={shown(lora.targets)} is not allowed: no matrix of the layers matches {shown(pattern)}"
+            )
+    return {
+        path: split
+        for (path, split), row in zip(splits.items(), ends, strict=True)
+        if any(end is not None for end in row)
+    }

@@ -128,7 +128,7 @@ def to_gguf(
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:
     """Return the number of bytes of a size such as 5GB, 500 MiB or 1000000; raise PlamoError if the text is not a size."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
     if size < 1:

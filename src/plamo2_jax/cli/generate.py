@@ -202,21 +202,21 @@ def warn_of_control_strings(texts: Sequence[str], tokenizer: Tokenizer) -> None:
 
 def open_template(folder: Path, template: str | None) -> ChatTemplate:
     """Return the chat template that --template names, otherwise the model's own, otherwise `chat`."""
-    from plamo2_jax.convert.names import ModelName
+    from plamo2_jax.adapters.open import model_folders
     from plamo2_jax.storage import located
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.template_files import find_template
 
     if template is not None:
         return ChatTemplate.load(template)
-    folder = ModelName.parse(folder).folder
+    folders = model_folders(folder)
     # A folder that does not exist is reported when the model is loaded.
-    if located(folder).exists() and find_template(folder) is None:
+    if located(folders[0]).exists() and find_template(*folders) is None:
         print(
-            f"{folder} has no chat template; using the built-in template `chat` (--template changes it)",
+            f"{folders[0]} has no chat template; using the built-in template `chat` (--template changes it)",
             file=sys.stderr,
         )
-    return ChatTemplate.of_model(folder)
+    return ChatTemplate.of_model(*folders)
 
 
 def chat_prompt(template: ChatTemplate, tokenizer: Tokenizer, message: str, system: str | None) -> np.ndarray:

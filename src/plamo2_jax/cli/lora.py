@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ def lora(
     output: Annotated[Path, tyro.conf.Positional],
     *,
     step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Merge trained LoRA adapters into a model's weights, and write the result as a run folder.
 
@@ -26,19 +27,18 @@ def lora(
             modified base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
         output: Run folder to create: it must not exist, or it must be empty.
         step: Step of the adapters' checkpoint, instead of RUN@STEP. Default: the newest.
+        dtype: Dtype of the written parameters. The base is read in this dtype; adapters are added in float32.
     """
     from plamo2_jax import checkpoint
-    from plamo2_jax.adapters.peft import FOLDER, merged_model
+    from plamo2_jax.adapters.open import model_folders
+    from plamo2_jax.adapters.peft import merged_model
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.storage import require_empty
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     require_empty(output)
-    folder = ModelName.parse(adapter).folder
-    # The parent of a folder `adapter` is the run that trained it, and has its chat template.
-    run = (folder.parent,) if folder.name == FOLDER else ()
-    files = chat_template_files(folder, *run, ModelName.parse(model).folder)
-    merged = merged_model(model, adapter, step)
+    files = chat_template_files(*model_folders(adapter), ModelName.parse(model).folder)
+    merged = merged_model(model, adapter, step, dtype=dtype)
     checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer, files=files)
     print(output)
 

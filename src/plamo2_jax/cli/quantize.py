@@ -52,7 +52,8 @@ class QuantizeOptions:
     """Largest size of all parameters, such as 700MB: matrices get 4 bits instead of 8 where the KL divergence of the logits grows least
     for each saved byte, until the model fits. With --bits 8 only."""
     keep_float: Annotated[tuple[str, ...], tyro.conf.arg(name="float")] = ()
-    """Regular expressions of the paths of matrices that stay in floating point. plamo2 inspect lists the paths."""
+    """Regular expressions of the paths of matrices that stay in floating point. A path looks like run_0_period_0/layer_0/mlp/down; a run
+    has as many periods as its layers are repeated."""
     bits_for: tuple[str, ...] = ()
     """REGEX=BITS sets the type of matrices whose path matches, such as mixer/in_proj=4. The last match wins, also over --float."""
     finetune_norms: int = 0
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> None:
         raise PlamoError(
             "--budget cannot be combined with --bits: it chooses between 8 and 4 bits itself. Remove --bits"
         )
+    _refuse_unused(options)
     config = QuantizeConfig(
         method=options.method,
         bits=_bits("--bits", options.bits),
@@ -107,6 +109,21 @@ def main(argv: list[str]) -> None:
     )
     print(written.table)
     print(options.output)
+
+
+def _refuse_unused(options: QuantizeOptions) -> None:
+    """Refuse options that were set and have no effect with the others."""
+    bits = (options.bits, *(each.rpartition("=")[2] for each in options.bits_for))
+    calibrated = options.method != "rtn" or options.budget is not None or options.finetune_norms > 0
+    reads = "a method other than rtn, --budget or --finetune-norms, which read calibration data"
+    needed = {name: (calibrated, reads) for name in ("calibration", "samples", "sequence_length", "batch_size", "seed")}
+    needed["group_size"] = "4" in bits or options.budget is not None, "matrices with 4 bits"
+    needed["damping"] = "gptq" in options.method, "--method gptq or awq+gptq"
+    needed["alpha"] = options.method == "smoothquant", "--method smoothquant"
+    for field in dataclasses.fields(options):
+        used, what = needed.get(field.name, (True, ""))
+        if not used and getattr(options, field.name) != field.default:
+            raise PlamoError(f"--{field.name.replace('_', '-')} has no effect: it needs {what}")
 
 
 def _bits(option: str, text: str) -> Any:

@@ -103,6 +103,8 @@ def read_compressed(folder: Path, config: ModelConfig, abstract: Any = None) -> 
             sources.setdefault(part.path, []).append(Source(stored[tensor.name], start, part) if plain else None)
             places[period_path(part)] = tensor, part, start
             start += part.size
+    if not schemes:
+        raise ConvertError(f"{groups.where} quantizes no matrix of the model: remove it from {CONFIG}")
     _check(folder, config, stored, wanted)
     model = Plamo2(config, scan_layers=False)
     if abstract is None:

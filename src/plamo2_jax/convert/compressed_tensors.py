@@ -59,6 +59,11 @@ class Scheme:
         """Whether several values share an int32."""
         return self.format == "pack-quantized"
 
+    @property
+    def in_vllm(self) -> bool:
+        """Whether vLLM has a scheme for it: with quantized activations, it has none for 4 bits, groups or zero points."""
+        return not self.activations or (self.bits == 8 and self.group_size is None and self.symmetric)
+
     def to_json(self, targets: Sequence[str]) -> dict[str, Any]:
         """Return an entry of `config_groups`."""
         grouped = self.group_size is not None

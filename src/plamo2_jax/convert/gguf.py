@@ -34,7 +34,7 @@ from plamo2_jax.convert.load import is_run_folder, load_model, read_tokenizer
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.public_config import LONGEST
-from plamo2_jax.storage import address, allocate, is_remote, new_file, new_parents
+from plamo2_jax.storage import allocate, new_file, new_parents, require_local
 from plamo2_jax.tokenizer.template_files import find_template
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -191,10 +191,7 @@ def _write(
         raise ConvertError(
             "writing a GGUF file needs the package gguf: install this project with the extra gguf, as in pip install '.[gguf]'"
         )
-    if is_remote(output):
-        raise ConvertError(
-            f"{address(output)} is in a bucket: a GGUF file must be written to a local path. Copy it afterwards"
-        )
+    require_local(output)
     if os.path.lexists(output):
         raise ConvertError(f"{output} already exists. Choose another file, or delete it")
     check_type(about.kind, leaves)

@@ -158,7 +158,9 @@ def _type(short: str, shape: tuple[int, ...], kind: FileType, leaves: list[Any],
         return "Q4_0" if kind == "q4_0" and all(leaf.values.dtype == jnp.int4 for leaf in leaves) else "Q8_0"
     if short in _SCAN_INPUTS or (short == _OUT_PROJ and kind == "q4_0"):
         return "F16"
-    return "Q8_0" if short in _TABLES or kind == "q8_0" else "Q4_0"
+    # Values of 8 bits without blocks, such as float8, keep their bits.
+    wide = any(leaf.values.dtype != jnp.int4 for leaf in leaves if is_quantized(leaf))
+    return "Q8_0" if short in _TABLES or kind == "q8_0" or wide else "Q4_0"
 
 
 def has_blocks(leaf: Any) -> bool:

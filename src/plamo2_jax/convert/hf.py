@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from plamo2_jax.convert.load import is_run_folder, load_model, read_tokenizer, w
 from plamo2_jax.convert.model_card import FILE_NAME as CARD
 from plamo2_jax.convert.model_card import CardOptions, model_card
 from plamo2_jax.convert.names import ModelName
-from plamo2_jax.convert.quantized import save_quantized
+from plamo2_jax.convert.quantized import float_dtypes, save_quantized
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config, with_dtype
 from plamo2_jax.convert.small_files import write_small_files
 from plamo2_jax.convert.write import write_params
@@ -127,7 +128,13 @@ def to_public(
     options |= {"files": files, "readme": readme}
     options["linear_type"] = checkpoint.read_config(name.folder).get("linear_type", "normal")
     if checkpoint.is_quantized(name.folder):
-        dtype = np.dtype(np.float32 if dtype is None else dtype)
+        if with_code:
+            raise ConvertError(
+                f"{name.folder} is quantized, and the Python files read float matrices only: remove --with-code, or export the float model"
+            )
+        if dtype is None:
+            dtype = common_dtype(float_dtypes(name.folder))
+        dtype = np.dtype(dtype)
         loaded = load_model(name.folder, step=name.step, ema=name.ema, quantized=True)
         write_public(output, loaded.config, loaded.params, loaded.tokenizer, dtype=dtype, **options)
         return loaded.config
@@ -178,6 +185,12 @@ def write_public(
         options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write}
         schemes = write_params(partial, config, params, **options)
         quantized = schemes if any(schemes.values()) else None
+        if not all(scheme is None or scheme.in_vllm for scheme in schemes.values()):
+            print(
+                f"warning: {output}: vLLM will refuse this folder, because it has no scheme for quantized activations with matrices of "
+                "4 bits, with groups or with zero points. For vLLM, use --bits 8 or float8 with activations, or --bits 4 without",
+                file=sys.stderr,
+            )
         small = {**(files or {}), **({} if readme is None else {CARD: readme(config, quantized)})}
         settings = {"with_code": with_code, "schemes": quantized, "linear_type": linear_type}
         write_small_files(partial, config, tokenizer, np.dtype(dtype), small, **settings)

@@ -35,7 +35,7 @@ from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.plamo2 import abstract_params, declarations, period_leaf
 from plamo2_jax.model.quantized import QuantizedArray, contraction_axes, stored_order
 from plamo2_jax.model_files import check_tree_inside
-from plamo2_jax.storage import is_remote, new_folder, write_whole
+from plamo2_jax.storage import new_folder, require_local, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.validation import shown
 
@@ -154,8 +154,7 @@ def save_quantized(
             number of values along its last stored axis.
         OSError: The disk is full. The message names `folder`.
     """
-    if is_remote(folder):
-        raise ConvertError(f"{folder} is in a bucket: write the model to a local folder, and copy it afterwards")
+    require_local(folder)
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     shapes = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config, scan_layers=False)), sep="/")
     formats, stored = {}, {}
@@ -272,6 +271,17 @@ class QuantizedFile:
             if any(period != periods[0] for period in periods):
                 return False
         return True
+
+
+def float_dtypes(folder: Path) -> set[np.dtype]:
+    """Return the dtypes of the parameters of a quantized run folder that are not quantized.
+
+    Raises:
+        PlamoError: The file of the weights is missing, damaged or outside the folder.
+    """
+    stored = read_header(inside(folder / FOLDER, WEIGHTS), FILE_DTYPES)
+    # A part of a quantized matrix has a name like PATH.values.
+    return {tensor.dtype for name, tensor in stored.items() if "." not in name}
 
 
 def open_quantized(folder: Path, config: ModelConfig) -> QuantizedFile:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from plamo2_jax import checkpoint
+from plamo2_jax.adapters.open import model_folders
 from plamo2_jax.convert.load import LoadedModel
-from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.prefill import power_of_two
 from plamo2_jax.engine.prefix_cache import PrefixCache
@@ -115,8 +115,8 @@ class LocalChatModel:
         Raises:
             PlamoError: the folder is not a model, or has no tokenizer.
         """
-        folder = ModelName.parse(config.model).folder
-        template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
+        folders = model_folders(config.model)
+        template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(*folders)
         generator, loaded = open_generator(config.model, dtype=config.dtype, max_slots=config.batch_size)
         description = {
             "model": config.model,

@@ -113,12 +113,12 @@ def write_project(folder: Path, name: str) -> list[str]:
         name: A key of TEMPLATES.
 
     Raises:
-        PlamoError: The folder is not empty.
+        PlamoError: The folder is not empty, or not on this machine.
     """
     files = project_files(name)
-    require_empty(folder)
+    require_empty(folder, replaced=False)  # It may be the current folder.
     if folder.exists():
-        _write(folder, files)  # It may be the working folder, which must not be replaced.
+        _write(folder, files)
     else:
         with new_folder(folder) as partial:
             _write(partial, files)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.traverse_util
 
@@ -16,7 +16,7 @@ from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.plamo2 import abstract_params, declarations
 from plamo2_jax.model.quantized import contraction_axes
 from plamo2_jax.quantize.rounding import Kind
-from plamo2_jax.validation import require
+from plamo2_jax.validation import require, shown
 
 Method = Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant"]
 """Method of quantization.
@@ -68,6 +68,14 @@ class QuantizeConfig:
     """Regular expressions of paths, and the bits of their matrices. The last match wins, also over `keep_float`."""
 
     def __post_init__(self) -> None:
+        require(self, "method", self.method in get_args(Method), f"one of {', '.join(get_args(Method))}")
+        require(self, "bits", _is_bits(self.bits), "8, 4 or 'float8'")
+        require(self, "activations", self.activations in ("none", "int8", "float8"), "none, int8 or float8")
+        require(self, "group_size", self.group_size in (32, 64, 128, None), "32, 64, 128 or None")
+        texts = not isinstance(self.keep_float, str) and all(isinstance(each, str) for each in self.keep_float)
+        require(self, "keep_float", texts, "a sequence of regular expressions")
+        pairs = all(len(each) == 2 and isinstance(each[0], str) and _is_bits(each[1]) for each in self.bits_for)
+        require(self, "bits_for", pairs, "pairs of a regular expression and 8, 4 or 'float8'")
         require(self, "damping", 0 < self.damping <= 1, "above 0 and at most 1")
         require(self, "alpha", 0 <= self.alpha <= 1, "between 0 and 1")
         fits = self.activations == "none" or (self.activations == "float8") == (self.bits == "float8")
@@ -91,6 +99,10 @@ class QuantizeConfig:
         return self.clip_search or self.method not in ("rtn", "smoothquant")
 
 
+def _is_bits(value: object) -> bool:
+    return value in get_args(Bits) and not isinstance(value, bool)
+
+
 def matrix_formats(config: ModelConfig, options: QuantizeConfig) -> dict[str, MatrixFormat]:
     """Return the format of each matrix to quantize, by its path in the model without a scan over layers.
 
@@ -98,7 +110,8 @@ def matrix_formats(config: ModelConfig, options: QuantizeConfig) -> dict[str, Ma
     projections of Mamba mixers, which lose most with 4 bits.
 
     Raises:
-        PlamoError: The group size does not divide the inputs of a matrix, or a regular expression matches no matrix.
+        PlamoError: The group size does not divide the inputs of a matrix, a regular expression matches no matrix, or all matrices stay
+            float.
     """
     formats, patterns = {}, {*options.keep_float, *(pattern for pattern, _ in options.bits_for)}
     matched: set[str] = set()
@@ -115,6 +128,10 @@ def matrix_formats(config: ModelConfig, options: QuantizeConfig) -> dict[str, Ma
     if patterns - matched:
         raise PlamoError(
             f"{min(patterns - matched)!r} matches no matrix: paths look like {', '.join(list(matrices(config))[:4])}"
+        )
+    if not formats:
+        raise PlamoError(
+            f"keep_float={shown(options.keep_float)} leaves all matrices in floating point: it must leave one to quantize"
         )
     return formats
 

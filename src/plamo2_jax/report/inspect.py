@@ -16,6 +16,7 @@ from plamo2_jax.adapters.adapter_config import read_adapter_config
 from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
 from plamo2_jax.adapters.peft import WEIGHTS as PEFT_WEIGHTS
 from plamo2_jax.config import LayerKind, ModelConfig
+from plamo2_jax.convert.compressed_config import read_groups
 from plamo2_jax.convert.compressed_read import holds_compressed
 from plamo2_jax.convert.files import (
     COMPRESSED_DTYPES,
@@ -96,7 +97,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
         raise PlamoError(
             f"{folder} is not a run folder, so it has no steps: remove --step, or the @ and the text after it"
         )
-    if tensors:
+    # A packed tensor of a quantized model has several values in one element.
+    if tensors and "formats" not in facts:
         groups, dtypes = Counter(), Counter()
         for tensor in tensors:
             groups[tensor.group] += tensor.size
@@ -149,7 +151,7 @@ def _quantized(folder: Path, verify: bool) -> tuple[dict[str, Any], list[Tensor]
         "formats": dict(formats.most_common()),
         "bytes": sum(tensor.size * tensor.dtype.itemsize for tensor in file.tensors.values()),
         "checksums": _checksums(folder / QUANTIZED, verify),
-    }, []
+    }, _tensors(file.tensors, lambda name: "other")
 
 
 def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
@@ -159,12 +161,14 @@ def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
     facts["checksums"] = "none: safetensors files have no checksums"
     if holds_compressed(folder):
         stored = find_tensors(folder, READ_DTYPES | COMPRESSED_DTYPES)
-        settings = read_json(folder, CONFIG)["quantization_config"]
+        described = read_json(folder, CONFIG)
+        read_groups(described, str(folder / CONFIG))
+        settings = described["quantization_config"]
         facts["kind"] = f"quantized {facts['kind']}"
         facts["method"] = settings["quant_method"]
         facts["formats"] = {settings["format"]: sum(name.endswith(".weight_scale") for name in stored)}
         facts["bytes"] = sum(tensor.size * tensor.dtype.itemsize for tensor in stored.values())
-        return facts, []
+        return facts, _tensors(stored, lambda name: "other")
     return facts, _tensors(find_tensors(folder), lambda name: groups.get(name, "other"))
 
 

@@ -14,6 +14,7 @@ import jax
 
 import plamo2_jax
 from plamo2_jax import checkpoint
+from plamo2_jax.adapters.open import model_folders
 from plamo2_jax.adapters.peft import read_adapters
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.engine import Engine
@@ -60,14 +61,11 @@ def open_models(
     Raises:
         ValueError: a folder is not a model, or not an adapter of the model.
     """
-    folder = ModelName.parse(model).folder
-    found = ChatTemplate.load(template) if template else None
-    if found is None and find_template(folder) is not None:
-        found = ChatTemplate.of_model(folder)
+    found = ChatTemplate.load(template) if template else _own_template(model)
     generator, loaded = open_generator(
         model, step=step, dtype=dtype, tokenizer=tokenizer, mesh=mesh, key_dtype=config.kv_cache
     )
-    name = name or folder.resolve().name
+    name = name or ModelName.parse(model).folder.resolve().name
     fingerprint = checkpoint.fingerprint(loaded.config, loaded.params)
     cache = PrefixCache(int(config.prefix_cache * 2**30)) if config.prefix_cache else None
     served = [serve_generator(generator, found, config, name=name, fingerprint=fingerprint, prefix_cache=cache)]
@@ -79,11 +77,10 @@ def open_models(
         read = read_adapters(model, loaded.config, adapter_folder)
         adapted = copy.copy(generator)
         adapted.params = attach_adapters(generator.model, generator.params, *read)
-        own = find_template(ModelName.parse(adapter_folder).folder)
         served.append(
             serve_generator(
                 adapted,
-                found if own is None or template else ChatTemplate(own.source, own.name),
+                found if template else _own_template(adapter_folder) or found,
                 config,
                 name=adapter,
                 fingerprint=f"{fingerprint} {checkpoint.fingerprint(loaded.config, read[1])}",
@@ -92,6 +89,11 @@ def open_models(
             )
         )
     return served
+
+
+def _own_template(model: str | Path) -> ChatTemplate | None:
+    text = find_template(*model_folders(model))
+    return None if text is None else ChatTemplate(*text)
 
 
 def serve_generator(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from plamo2_jax.adapters.open import model_folders
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatRequest, CompletionRequest
@@ -42,8 +43,8 @@ def token_counter(config: GeneratorConfig | None) -> TokenCounter:
     if config.url is not None:
         method = f"Tokens are counted with {path}, without the tokens of the server's chat template."
         return TokenCounter(lambda request: _by_tokenizer(tokenizer, None, request), method)
-    folder = ModelName.parse(config.model).folder
-    template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
+    folders = model_folders(config.model)
+    template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(*folders)
     method = f"Tokens are counted with {path} and the chat template of the model."
     return TokenCounter(lambda request: _by_tokenizer(tokenizer, template, request), method)
 

@@ -99,13 +99,13 @@ class ChatTemplate:
         return cls(*read_template(path))
 
     @classmethod
-    def of_model(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
-        """Return the template of a model's folder, or `chat` if the folder has no template.
+    def of_model(cls, *folders: str | os.PathLike[str]) -> ChatTemplate:
+        """Return the template of the first of a model's folders that has one, or `chat`.
 
         Raises:
             ChatTemplateError: The template cannot be read or compiled.
         """
-        return cls(*(find_template(folder) or built_in_template("chat")))
+        return cls(*(find_template(*folders) or built_in_template("chat")))
 
     @property
     def marks_answers(self) -> bool:

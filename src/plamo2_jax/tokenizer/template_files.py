@@ -67,14 +67,17 @@ def read_template(path: str | os.PathLike[str]) -> TemplateText:
     return _read(path)
 
 
-def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
-    """Return the chat template of a model's folder, or None.
+def find_template(*folders: str | os.PathLike[str]) -> TemplateText | None:
+    """Return the chat template of the first of a model's folders that has one, or None.
 
     Raises:
         ChatTemplateError: Its file is a link out of the folder or cannot be read, or the folder has several templates and none is named
             `default`.
     """
-    folder = Path(folder)
+    return next((found for folder in folders if (found := _find(Path(folder))) is not None), None)
+
+
+def _find(folder: Path) -> TemplateText | None:
     path = optional_file(folder, FILE_NAME, error=ChatTemplateError)
     if path is not None:
         return _read(path)
@@ -100,10 +103,8 @@ def chat_template_files(*folders: str | os.PathLike[str]) -> dict[str, bytes]:
     Raises:
         ChatTemplateError: The template cannot be read.
     """
-    for folder in folders:
-        if (found := find_template(folder)) is not None:
-            return {FILE_NAME: found.source.encode()}
-    return {}
+    found = find_template(*folders)
+    return {} if found is None else {FILE_NAME: found.source.encode()}
 
 
 def _read(path: Path) -> TemplateText:
