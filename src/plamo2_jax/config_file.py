@@ -42,8 +42,11 @@ def run_config_file(path: Path, such_as: str, name: str = "config") -> dict[str,
         )
     try:
         return runpy.run_path(str(path))
-    except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
-        raise PlamoError(f"{path}, line {_line(error, path)}: {error}") from error
+    except (PlamoError, OSError):
+        raise  # The message names what is wrong.
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | AssertionError) else str(error)
+        raise PlamoError(f"{path}, line {_line(error, path)}: {what}") from error
 
 
 def _line(error: Exception, path: Path) -> int | None:

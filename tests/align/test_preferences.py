@@ -28,6 +28,7 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.project.check import check_run, one_device_program
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -270,6 +271,9 @@ def test_a_run_in_use_is_refused_before_its_reference_is_read(make_config, tmp_p
     config = make_config("used", output=tmp_path, reference_log_probs=tmp_path / "reference")
     with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
         train(config)
+    assert not config.task.reference_log_probs.exists()
+    # A check before the first start does not need what the start writes.
+    assert "init_from" in dict(check_run(config, one_device_program(config)))
     assert not config.task.reference_log_probs.exists()
 
 

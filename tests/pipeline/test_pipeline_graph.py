@@ -118,6 +118,21 @@ def test_a_text_of_a_config_that_names_a_path_must_be_declared(folder):
     assert found.before("b") == ["a"]
 
 
+def test_folders_of_a_host_are_neither_inputs_nor_outputs(small):
+    """They exist or not, and change in every run."""
+    Path("tokenizer.jsonl").touch()
+    Path("shards").mkdir()
+    Path("scratch/local").mkdir(parents=True)
+    Path("scratch/local/state").touch()
+    Path("model.py").write_text(
+        CONFIG.replace("runs/tokenizer.jsonl", "tokenizer.jsonl").replace("runs/shards", "shards")
+    )
+    options = "--local-checkpoints scratch/local --data.cache scratch/cache --output runs --name a"
+    found = Graph(Pipeline(Path("runs"), (Stage("a", f"pretrain model.py {options}"),)), describe)
+    assert {path.name for path in found.inputs["a"]} == {"tokenizer.jsonl", "shards"}
+    assert [path.name for path in found.outputs("a")] == ["a"]
+
+
 def test_a_file_that_exists_must_be_declared(folder):
     Path("text").mkdir()
     Path("text/a.txt").touch()
@@ -133,6 +148,8 @@ def test_a_file_that_exists_must_be_declared(folder):
 
 def test_unknown_stages_and_bad_files_are_refused(small, refused):
     assert "p.py has no stage 'modle'; it has books, vocabulary, shards, ids" in refused("--until", "modle")
+    message = "--force ids has no effect with --until books, which does not depend on it"
+    assert message in refused("--until", "books", "--force", "ids")
     Path("p.py").write_text("pipeline = 3\n")
     assert "p.py must set `pipeline` to a Pipeline, but its type is int" in refused()
     Path("p.py").unlink()

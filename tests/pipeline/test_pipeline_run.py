@@ -82,6 +82,20 @@ def test_a_file_of_the_users_is_an_input_by_its_content(folder, run, plan):
     assert plan() == {"vocabulary": "to run (input text/a.txt changed)"}
 
 
+def test_logs_of_a_run_are_no_inputs(folder, run, plan):
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
+    Path("base/a.txt").write_text("one two three " * 40)
+    stages = {"vocabulary": "tokenizer train --input base/a.txt --vocab-size 274 --output runs/tokenizer.jsonl"}
+    write(stages, OUTPUTS, {"vocabulary": ("base",)})
+    assert run() == {"vocabulary": "new"}
+    for name in ("metrics.jsonl", "goodput.json", ".lock", "report.html"):
+        Path("base", name).touch()
+    assert plan() == {"vocabulary": "finished"}
+    Path("base/b.txt").touch()
+    assert plan() == {"vocabulary": "to run (input base changed)"}
+
+
 def test_the_files_of_a_pattern_are_inputs_at_any_depth(folder, run, plan):
     Path("text/deep/er").mkdir(parents=True)
     Path("text/deep/er/a.txt").write_text("one two three " * 40)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from plamo2_jax.cli.plan_slice import slice_name
 from plamo2_jax.cli.run_options import parse_config
 from plamo2_jax.config_file import load_config
 from plamo2_jax.errors import PlamoError
@@ -255,6 +256,8 @@ def test_a_slice_names_its_chip():
     assert chip_of_slice("v6e:16x16") is CHIPS["TPU v6 lite"]
     with pytest.raises(PlamoError, match="no published figures"):
         chip_of_slice("v2:2x2")
+    with pytest.raises(PlamoError, match="its name must begin with v5e, v5p, v6e, tpu7x"):
+        slice_name("v4:2x2x1")
 
 
 def test_the_reason_of_a_refusal_is_one_line():

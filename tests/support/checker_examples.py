@@ -304,7 +304,12 @@ EXAMPLES: dict[str, Examples] = {
     "diff_text": [
         (
             {},
-            [DIFF, f"```diff\n{DIFF}```", DIFF.split("\n", 1)[1]],
+            [
+                DIFF,
+                f"```diff\n{DIFF}```",
+                DIFF.split("\n", 1)[1],
+                "--- a/a.sql\n+++ b/a.sql\n@@ -1,2 +1 @@\n--- old comment\n-a\n+b",
+            ],
             ["-a\n+b", DIFF.replace("@@ -1,2", "@@ -1,1"), "猫\n" + DIFF],
         )
     ],

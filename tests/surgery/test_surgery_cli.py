@@ -95,6 +95,11 @@ def test_a_pruned_model_generates_and_trains(home, pruned, capsys):
         (["grow", "MODEL", "plamo-9", "OUT"], "plamo-9 is not a model shape"),
         (["grow", "MODEL", "MODEL", "OUT", "--set", "hidden=8"], "must be FIELD=VALUE"),
         (["grow", "MODEL", "MODEL", "OUT", "--noise", "-1"], "--noise -1.0 is not allowed"),
+        (["grow", "MODEL", "MODEL", "OUT", "--seed", "-1"], "--seed -1 is not allowed: it must be at least 0"),
+        (
+            ["prune", "MODEL", "MODEL", "OUT", "--plan", "--max-parameters", "1e4", "--max-flops", "1e4"],
+            "--max-parameters and --max-flops are not allowed together",
+        ),
         (["grow", "MODEL", "MODEL", "OUT", "--noise", "nan"], "--noise nan is not allowed"),
         (["grow", "MODEL", "MODEL", "OUT", "--set", "rope_theta=5.0"], "rope_theta is not a size"),
         (["prune", "MODEL", "MODEL", "OUT", "--set", "attention_window_size=8"], "use plamo2 extend"),

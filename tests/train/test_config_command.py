@@ -13,6 +13,7 @@ from plamo2_jax.config_file import load_config
 from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.project.check import estimate_memory, one_device_program
 from plamo2_jax.project.fields import describe, field_help
+from plamo2_jax.train.benchmarks import BenchmarksConfig
 from plamo2_jax.train.config import RunConfig, to_json
 from support.runs import write_config
 
@@ -130,6 +131,11 @@ def test_validate_checks_a_run_without_writing(make_config, uninterrupted, tmp_p
         ({"heldout": {"ja": Path("no")}}, "heldout['ja']=no does not exist"),
         ({"init_from": Path("no")}, "init_from=no does not exist"),
         ({"name": "uninterrupted", "seed": 7}, "contains a run with a different configuration"),
+        ({"evaluation": BenchmarksConfig(("nosuchtask",))}, "evaluation.tasks has 'nosuchtask', which is unknown"),
+        (
+            {"evaluation": BenchmarksConfig(("ifeval",), paths={"ifeval": Path("no")})},
+            "evaluation.paths['ifeval']=no does not exist",
+        ),
     ],
 )
 def test_validate_names_what_is_wrong(fields, message, make_config, uninterrupted, tmp_path, refused):

@@ -75,6 +75,20 @@ def test_a_crashed_run_resumes_from_both_tiers_bit_for_bit(uninterrupted, make_c
     assert last["goodput_local_repeated_seconds"] == restores["local"]["repeated_seconds"]
 
 
+def test_a_run_with_local_checkpoints_only_does_not_start_again_unasked(make_config, tmp_path, capfd):
+    config = make_config("run", output=tmp_path, local_checkpoints=tmp_path / "disk", local_every=3)
+    with pytest.raises(Crash):
+        train(config, on_step=crash_at(4))
+    assert checkpoint.steps(config.folder) == []
+    before = (config.folder / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"to resume, add --local-checkpoints FOLDER.*delete .*run_id\.json"):
+        train(dataclasses.replace(config, local_checkpoints=None, seed=7))
+    assert (config.folder / "config.json").read_bytes() == before
+    with pytest.raises(Crash):
+        train(config, on_step=crash_at(5))
+    assert "start: resuming from step 3 (local checkpoint)" in capfd.readouterr().err
+
+
 def test_a_run_that_lost_a_slice_resumes_on_the_other(uninterrupted, make_config, tmp_path, monkeypatch, capfd):
     """Two slices of four devices hold the parameters twice, so the local checkpoints of one slice are complete."""
     expected, _ = uninterrupted

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,8 +12,10 @@ import pytest
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.cli.main import main
 from plamo2_jax.config_file import load_config
+from plamo2_jax.convert.load import load_model
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
 from plamo2_jax.train.config import differences, free_fields, to_json
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import make_schedule
@@ -125,6 +128,59 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
     empty.write_text("x = 1")
     assert main(["pretrain", str(empty)]) == 2
     assert "must set `config` to a RunConfig" in capsys.readouterr().err
+
+
+def test_what_a_run_lacks_is_found_before_anything_is_written(make_config, tmp_path, capsys):
+    path, _ = make_file(make_config, tmp_path, output=tmp_path, model=tiny(num_hidden_layers=1), steps=6)
+    for arguments, message in [
+        (["--heldout.en", "shards/heldot"], "shards/heldot is not a folder of shards"),
+        (["--init-from", "nonexist"], "nonexist is not a folder: a model is a run folder"),
+        (["--profile", "50:60"], "--profile 50:60 traces no step: the run has 6 steps"),
+        (["--seed", str(1 << 70)], f"RunConfig.seed={1 << 70} is not allowed: it must be from 0 to 2**32 - 1"),
+    ]:
+        assert main(["pretrain", str(path), *arguments]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "cli").exists()
+    assert main(["pretrain", str(path), "--compiler-options", "xla_foo", "1"]) == 2
+    assert "No such compile option: 'xla_foo'" in capsys.readouterr().err
+
+
+def test_a_run_does_not_overwrite_a_model_in_its_folder(make_config, tmp_path):
+    config = make_config("merged", output=tmp_path)
+    for described in ({"model_type": "plamo2"}, {"model": {}, "quantization": {}}):
+        config.folder.mkdir(exist_ok=True)
+        (config.folder / "config.json").write_text(json.dumps(described))
+        with pytest.raises(ValueError, match="holds a model or adapters, and no training run"):
+            train(config)
+        assert json.loads((config.folder / "config.json").read_text()) == described
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("PRESETS['plamo-2-4b']", "line 2: KeyError: 'plamo-2-4b'"),
+        ("1 / 0", "line 2: division by zero"),
+        ("[][3]", "line 2: list index out of range"),
+    ],
+)
+def test_a_config_file_that_fails_is_one_sentence(text, message, tmp_path, capsys):
+    (tmp_path / "c.py").write_text(f"from plamo2_jax.config import PRESETS\nconfig = {text}\n")
+    assert main(["pretrain", str(tmp_path / "c.py")]) == 2
+    error = capsys.readouterr().err
+    assert f"c.py, {message}" in error
+    assert error.count("\n") == 1
+
+
+def test_a_trained_run_keeps_its_tokenizer(uninterrupted, tmp_path, capsys):
+    run = shutil.copytree(uninterrupted[0].folder, tmp_path / "run")
+    assert main(["tokenizer", "train", "--input", "bundled:en:heldout", "--output", str(run)]) == 2
+    assert "has a model with a tokenizer" in capsys.readouterr().err
+    lines = (run / "tokenizer.jsonl").read_text().splitlines()
+    text, score, *rest = json.loads(lines[-1])
+    lines[-1] = json.dumps([text, score - 1.0, *rest])
+    (run / "tokenizer.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="is not the tokenizer that the run was trained with"):
+        load_model(run)
 
 
 @pytest.mark.parametrize(

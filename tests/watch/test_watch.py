@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from plamo2_jax.cli.main import main
-from plamo2_jax.pipeline.state import Record, State
+from plamo2_jax.pipeline.state import Progress, Record, State
 from plamo2_jax.storage import write_whole
 from plamo2_jax.watch.alerts import alerts, duration, find_spike
 from plamo2_jax.watch.lines import LineWriter
@@ -211,10 +211,31 @@ def test_the_stages_of_a_pipeline(run, capsys):
     state.write("tokenizer", Record({}, outputs={}, seconds=3.0))
     state.write("pretrain", Record({}))
     snapshot = FolderWatch(run).read()
-    assert [(stage.name, stage.finished) for stage in snapshot.stages] == [("tokenizer", True), ("pretrain", False)]
+    found = [(stage.name, stage.status) for stage in snapshot.stages]
+    assert found == [("tokenizer", "finished"), ("pretrain", "started")]
     text = printed(run, capsys, "--once")
     assert "stage tokenizer: finished in 3 s" in text
     assert "stage pretrain: started" in text
+    assert not snapshot.complete
+    progress = {
+        name: Progress([], name, status, 7.0) for name, status in {"tokenizer": "done", "pretrain": "failed"}.items()
+    }
+    state.write_progress(progress)
+    assert "stage pretrain: failed after 7 s" in printed(run, capsys, "--once")
+    assert FolderWatch(run).read().stages[1].status == "failed"
+
+
+def test_bits_per_byte_of_each_set_come_first(run, capsys):
+    """A line of the log has room for six values."""
+    names = [
+        f"heldout/{language}/{name}"
+        for language in ("ja", "en")
+        for name in ("bytes", "nats", "tokens", "bits_per_byte")
+    ]
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 100, "time": 1.0, **dict.fromkeys(names, 2.0)}) + "\n")
+    assert list(status_of(run).heldout)[:2] == ["heldout/ja/bits_per_byte", "heldout/en/bits_per_byte"]
+    assert "heldout/en/bits_per_byte 2.0000" in printed(run, capsys, "--once")
 
 
 def test_a_run_in_a_bucket(tmp_path, monkeypatch, capsys):

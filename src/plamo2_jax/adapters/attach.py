@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -96,6 +97,11 @@ def merge(
     factors = flax.traverse_util.flatten_dict(adapters, sep="/")
     for path, split in targets.items():
         a, b, w = factors[f"{path}/{A}"], factors[f"{path}/{B}"], leaves.pop(path)
-        product = jnp.einsum(split.product_spec(), a, b, precision=jax.lax.Precision.HIGHEST)
-        leaves[path] = (w + scale * product).astype(w.dtype)
+        leaves[path] = _merged(w, a, b, scale, split.product_spec())
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _merged(w: jax.Array, a: jax.Array, b: jax.Array, scale: float, spec: str) -> jax.Array:
+    product = jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
+    return (w + scale * product).astype(w.dtype)

@@ -222,7 +222,8 @@ class Dpo(TaskConfig):
         template = ChatTemplate.load(self.pairs.template)
         require_marks(template)
         folder = self.reference_log_probs
-        store = None if folder is None else ReferenceLogProbs.open(folder)
+        # `make_task` has written it. Checks before the first start do without.
+        store = ReferenceLogProbs.open(folder) if folder is not None and (folder / MANIFEST).is_file() else None
 
         def read(path: Path) -> Examples:
             return read_elements(path, self, run.data.sequence_length, template, tokenizer)
@@ -245,8 +246,12 @@ class Dpo(TaskConfig):
 
     @property
     def inputs(self) -> Mapping[str, Path | None]:
-        """The reference and its stored log-probabilities."""
-        return {"reference": self.reference, "reference_log_probs": self.reference_log_probs}
+        """The reference, and its stored log-probabilities if they exist: the first start writes them."""
+        stored = self.reference_log_probs
+        return {
+            "reference": self.reference,
+            "reference_log_probs": stored if stored is not None and stored.exists() else None,
+        }
 
 
 def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:

@@ -52,8 +52,13 @@ def _hunk_end(lines: list[str], position: int) -> int | None:
         return None
     old, new = (1 if number is None else int(number) for number in header.groups())
     position += 1
-    while position < len(lines) and not lines[position].startswith(("@@ ", "diff --git ", "--- ")):
-        mark = lines[position][:1]
+    while position < len(lines):
+        line, following = lines[position], lines[position + 1 : position + 2]
+        # "--- a" can also be the removed line "-- a", such as a comment in SQL.
+        begins_file = line.startswith("--- ") and (old <= 0 or any(each.startswith("+++ ") for each in following))
+        if begins_file or line.startswith(("@@ ", "diff --git ")):
+            break
+        mark = line[:1]
         if mark not in (" ", "-", "+", "\\"):
             return None
         old -= mark in " -"

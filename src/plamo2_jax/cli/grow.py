@@ -10,6 +10,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import parse
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
     wanted = read_shape(options.target, options.set)
     require_sizes(options.set)
     new = grown_config(old, with_sizes(old, wanted), options.depth)
+    require_at_least(0, seed=options.seed)
     if not 0 <= options.noise < float("inf"):
         raise PlamoError(f"--noise {options.noise} is not allowed: it must be zero or positive, and finite")
 

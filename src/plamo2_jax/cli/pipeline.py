@@ -26,6 +26,8 @@ _RESUMING = ("pretrain", "sft", "dpo", "preference-data", "iterate")
 """Commands that take a config file and options for its fields, and that resume after an interruption (synth also resumes)."""
 _OUTPUTS = ("output", "reference_log_probs")
 """Config fields that name outputs."""
+_SCRATCH = ("local_checkpoints", "cache")
+"""Config fields that name folders of a host. They do not change the result."""
 _SET_BY_ITERATE = ("policy", "init_from", "mixture", "heldout")
 """Config fields that `iterate` sets itself in every round."""
 
@@ -65,6 +67,9 @@ def pipeline(
         if name not in graph.stages:
             raise PlamoError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
     names = set(graph.stages) if until is None else graph.ancestors(until)
+    for name in force:
+        if name not in names:
+            raise PlamoError(f"--force {name} has no effect with --until {until}, which does not depend on it")
     if dry_run:
         verdicts = Planner(graph, State(graph.home), force).plan(names)
         for number, (name, verdict) in enumerate(verdicts.items(), start=1):
@@ -105,12 +110,15 @@ def describe(argv: list[str]) -> Description:
         if overrides:
             config = options.parse(verb, path, config, overrides, "").config
         outputs = (config.output if makes_pairs else config.folder,)
-    leaves = list(_leaves(config, (*_OUTPUTS, *_SET_BY_ITERATE) if verb == "iterate" else _OUTPUTS))
+    without = (*_OUTPUTS, *_SCRATCH, *(_SET_BY_ITERATE if verb == "iterate" else ()))
+    leaves = list(_leaves(config, without))
+    scratch = (getattr(config, "local_checkpoints", None), getattr(getattr(config, "data", None), "cache", None))
     return Description(
         to_json(config),
         paths=tuple(str(ModelName.parse(value).folder) for value in leaves if isinstance(value, Path)),
         words=tuple(value for value in leaves if isinstance(value, str) and "/" in value),
         outputs=outputs,
+        others=tuple(Path(each) for each in (config.output, *scratch) if each is not None),
         file=path,
         resumes=verb in _RESUMING,
     )

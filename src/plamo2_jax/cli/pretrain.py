@@ -87,6 +87,8 @@ def run(
     path, overrides = split_config_file(argv, such_as, lambda: parse(verb, "CONFIG.py", example, ["-h"], description))
     options = parse(verb, path, load_run(Path(path), tasks, such_as), overrides, description)
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
+    if profile is not None and profile.first > options.config.steps:
+        raise PlamoError(f"--profile {options.profile} traces no step: the run has {options.config.steps} steps")
     with json_output(options.log_format == "json"):
         try:
             return _run(options, profile, report)

@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
     require_sizes(options.set)
     target = with_sizes(old, wanted)
     shapes = [target]
+    if options.max_parameters is not None and options.max_flops is not None:
+        raise PlamoError("--max-parameters and --max-flops are not allowed together: give one of them")
     if (bound := options.max_parameters) is not None:
         shapes = candidates(target, bound, lambda config: config.parameter_count(), multiple_of=multiple)
     elif (bound := options.max_flops) is not None:

@@ -44,6 +44,12 @@ def train(options: TrainOptions) -> None:
         raise PlamoError(
             f"--output {options.output}: {folder} is a file: it must be a folder, or a file name that ends in .jsonl"
         )
+    if options.output.suffix != ".jsonl" and all(
+        (folder / name).exists() for name in ("config.json", "tokenizer.jsonl")
+    ):
+        raise PlamoError(
+            f"--output {folder} has a model with a tokenizer, which would not fit each other any more: choose another folder"
+        )
     tokenizer = train_tokenizer((document.text for document in documents), options.vocabulary)
     if report.bad:
         print(report.summary(), file=sys.stderr)

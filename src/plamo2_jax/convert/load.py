@@ -27,6 +27,7 @@ from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
+from plamo2_jax.validation import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Token
     """Read the tokenizer in a model's folder; return None if there is none.
 
     Raises:
-        PlamoError: A row is malformed, the file is a link out of the folder, or it has more rows than the model's embedding.
+        PlamoError: A row is malformed, the file is a link out of the folder, or it has more rows than the model's embedding; or the run
+            was trained with another tokenizer.
     """
     folder = Path(folder)
     path = optional_file(folder, FILE_NAME, error=ConvertError)
@@ -90,6 +92,11 @@ def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Token
     if tokenizer.vocab_size > config.vocab_size:
         raise ConvertError(
             f"{path} has {tokenizer.vocab_size} rows: at most the model's vocab_size={config.vocab_size} are allowed"
+        )
+    trained_with = read_json(folder, CONFIG).get("tokenizer_fingerprint") if (folder / CONFIG).is_file() else None
+    if trained_with not in (None, tokenizer.fingerprint):
+        raise ConvertError(
+            f"{path} is not the tokenizer that the run was trained with (sha256 {shown(trained_with)}): put that one back into the folder"
         )
     return tokenizer
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-LOGS = frozenset({"metrics.jsonl", "tensorboard", "goodput.json", "run_id.json", "stalls.txt", "profile", "wandb"})
-"""Logs of a run. They contain times, and no stage's result depends on them."""
+LOGS = frozenset(
+    {"metrics.jsonl", "tensorboard", "goodput.json", "run_id.json", "stalls.txt", "profile", "wandb", "report.html"}
+)
+"""Logs and the report of a run. They contain times, and no stage's result depends on them."""
 
 
 def counts(name: str) -> bool:
@@ -20,6 +22,11 @@ def counts(name: str) -> bool:
 
 Files = dict[str, list[Any]]
 """Path within a folder (`.` for a single file) → [bytes, modification time in ns, SHA-256]."""
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a path is a log or a half-written file in the folder of a run or a model."""
+    return not counts(path.name) and (path.parent / "config.json").is_file()
 
 
 def scan(root: Path, known: Mapping[str, list[Any]], skip: Callable[[Path], bool] = lambda path: False) -> Files:

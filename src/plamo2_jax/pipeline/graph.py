@@ -27,6 +27,8 @@ class Description:
     """Other text values with a slash. `Stage.inputs` must list those that are paths."""
     outputs: tuple[Path, ...] = ()
     """Paths that it makes."""
+    others: tuple[Path, ...] = ()
+    """Paths that are neither, such as the folder that holds the outputs, and caches on the local disk."""
     file: str | None = None
     """The config file. A change of its text without a change of its values does not rerun the stage."""
     resumes: bool = False
@@ -148,11 +150,12 @@ class Graph:
                     "correct the path"
                 )
             found[path] = None
+        others = set(map(absolute, description.others))
         declared = {*found, *(path for path, owner in self._owners.items() if owner == stage.name)}
         for word in (*stage.argv[1:], *description.words):
             text = _without_step(word.rpartition("=")[2])
             path = absolute(text)
-            if not text or text == description.file or is_remote(text) or ":" in text:
+            if not text or text == description.file or is_remote(text) or ":" in text or path in others:
                 continue
             if self._names_a_path(text, path) and declared.isdisjoint((path, *path.parents)):
                 known = self.makers(path) or os.path.exists(path)

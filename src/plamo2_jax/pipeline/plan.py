@@ -11,7 +11,7 @@ from typing import Any
 
 import plamo2_jax
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.pipeline.files import Files, counts, digest, entry, scan
+from plamo2_jax.pipeline.files import Files, counts, digest, entry, is_log, scan
 from plamo2_jax.pipeline.graph import Graph, shown
 from plamo2_jax.pipeline.state import Record, State
 
@@ -132,9 +132,9 @@ class Planner:
 
 
 def _scan_given(path: Path, known: Files) -> Files:
-    """Fingerprint a file, a folder or the files of a pattern."""
+    """Fingerprint a file, a folder or the files of a pattern, without the logs of runs."""
     if path.exists():
-        return scan(path, known)
+        return scan(path, known, skip=lambda each: each != path and is_log(each))
     files = (name for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file())
     return {name: entry(Path(name), known.get(name)) for name in files}
 

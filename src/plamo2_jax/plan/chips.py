@@ -95,7 +95,12 @@ def chip_of_slice(topology: str) -> Chip:
     Raises:
         PlamoError: there are no published figures for them.
     """
-    return chip_of(_SLICES.get(topology.partition(":")[0], topology))
+    name = topology.partition(":")[0]
+    if name not in _SLICES:
+        raise PlamoError(
+            f"there are no published figures for the slice {topology!r}: its name must begin with {', '.join(_SLICES)}"
+        )
+    return chip_of(_SLICES[name])
 
 
 def chip_of(kind: str) -> Chip:

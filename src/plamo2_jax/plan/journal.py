@@ -1,6 +1,6 @@
 """The journal of a sweep: a folder with the finished compilations, from which an interrupted sweep resumes.
 
-    sweep.json           the configuration, the slice and the compiler that the results belong to
+    sweep.json           the configuration, the slice and the versions that the results belong to
     N.draft.json.gz      a program without machine code
     N.complete.json.gz   the plan of a complete compilation, and the costs of its operations
 
@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
+import plamo2_jax
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.compiler import libtpu_version
@@ -43,7 +46,8 @@ class Journal:
         config = {name: value for name, value in to_json(request.config).items() if name not in _CHOSEN}
         slices = request.config.mesh.slices
         header = {"config": config, "topology": request.topology, "slices": slices, "kernels": request.kernels}
-        header = json.loads(json.dumps(header | {"libtpu": libtpu_version()}))
+        versions = {"plamo2_jax": plamo2_jax.__version__, "jax": jax.__version__, "libtpu": libtpu_version()}
+        header = json.loads(json.dumps(header | versions))
         path = folder / "sweep.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 
-from plamo2_jax.convert.load import read_shape
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.eval.in_training import open_benchmarks
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.storage import address, is_remote, located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -60,6 +59,7 @@ def missing_paths(config: RunConfig) -> list[str]:
     named: list[tuple[str, Path | None]] = [("tokenizer", config.tokenizer)]
     named += [(f"data.mixture[{number}].path", item.path) for number, item in enumerate(config.data.mixture)]
     named += [(f"heldout[{name!r}]", path) for name, path in config.heldout.items()]
+    named += [(f"evaluation.paths[{name!r}]", path) for name, path in config.evaluation.paths.items()]
     named += [("init_from", None if config.init_from is None else ModelName.parse(config.init_from).folder)]
     named += [("fork", None if config.fork is None else parse_checkpoint(config.fork)[0])]
     named += [
@@ -93,8 +93,11 @@ def check_run(config: RunConfig, program: TrainProgram) -> Iterator[tuple[str, s
     tokenizer.padded_byte_lengths(config.model.vocab_size)
     yield "tokenizer", f"{address(config.tokenizer)}: {tokenizer.vocab_size:,} rows"
     yield from _check_data(config, program, tokenizer)
+    if config.evaluation.tasks:
+        open_benchmarks(config, tokenizer, jax.devices()[:1])
+        yield "evaluation", f"{', '.join(config.evaluation.tasks)}: every item fits the model"
     if config.init_from is not None:
-        _check_shape(config)
+        run_folder.check_initial_shape(config)
         yield "init_from", f"{address(config.init_from)}: a model with the same shape"
 
 
@@ -115,19 +118,6 @@ def _check_data(config: RunConfig, program: TrainProgram, tokenizer: Tokenizer) 
     elif config.fork is not None:
         fork = open_fork(config, program.state, description)
         yield "fork", f"{address(fork.folder)} at step {fork.step}"
-
-
-def _check_shape(config: RunConfig) -> None:
-    """Raise PlamoError if a parameter of `init_from` has another shape than in this run."""
-    shapes = (
-        jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_params(Plamo2(model)))
-        for model in (config.model, read_shape(config.init_from))
-    )
-    if next(shapes) != next(shapes):
-        raise PlamoError(
-            f"init_from={address(config.init_from)} has a model with a different shape than `model`: all sizes "
-            "must be the same"
-        )
 
 
 def one_device_program(config: RunConfig) -> TrainProgram:

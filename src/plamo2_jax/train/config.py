@@ -180,6 +180,7 @@ class RunConfig:
             "log_every",
         ):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "seed", 0 <= self.seed < 1 << 32, "from 0 to 2**32 - 1")
         is_local = self.local_checkpoints is None or not is_remote(self.local_checkpoints)
         require(self, "local_checkpoints", is_local, "a folder on a disk of the host")
         require(self, "device_prefetch", self.device_prefetch >= 0, "0 or more")

@@ -86,6 +86,8 @@ def prepare(
     local_step = None if local is None else local.newest
     is_resumed = run_folder.is_resumed(config, local_step)
     description = run_folder.describe(config, tokenizer, source, program.task.description)
+    if config.init_from is not None and not is_resumed:
+        run_folder.check_initial_shape(config)
     fork = None if is_resumed else open_fork(config, program.state, description)
     if is_resumed:
         description = run_folder.check_resumable(config, description, local_step)
@@ -102,7 +104,13 @@ def prepare(
     start = run_folder.start(config, fork, is_resumed, local_step)
     announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
     with compiling():
-        train_step = program.jit().lower(*program.arguments).compile()
+        lowered = program.jit().lower(*program.arguments)
+        try:
+            train_step = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if config.compiler_options and "option" in str(error):
+                raise TrainingError(f"compiler_options={config.compiler_options} is not allowed: {error}") from error
+            raise
     return PreparedRun(program, train_step, source, batches, part, is_resumed, fork, on_evaluate, benchmarks, local)
 
 

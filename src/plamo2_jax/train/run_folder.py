@@ -11,13 +11,17 @@ import jax
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT, REFERENCE_FINGERPRINT, TEACHER_FINGERPRINT
+from plamo2_jax.convert.load import read_shape
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import address, located, lock_folder, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
+from plamo2_jax.train.local_checkpoints import RUN_ID
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import SHARDS, Source
 
@@ -80,12 +84,41 @@ def is_resumed(config: RunConfig, local_step: int | None = None) -> bool:
 
     Raises:
         CheckpointError: It has only damaged checkpoints.
+        TrainingError: The folder holds something else than a run, or a run with local checkpoints that the config does not name.
     """
     if local_step is not None or checkpoint.latest_step(config.folder) is not None:
         return True
     if integrity.damaged(config.folder):
         raise no_checkpoint_left(config.folder)
+    if optional_file(config.folder, checkpoint.CONFIG) is not None:
+        if "steps" not in checkpoint.read_config(config.folder):
+            raise TrainingError(
+                f"{config.folder} holds a model or adapters, and no training run: starting one here would overwrite its config.json. "
+                "Choose another `name` or `output`"
+            )
+        if config.local_checkpoints is None and optional_file(config.folder, RUN_ID) is not None:
+            raise TrainingError(
+                f"{config.folder} holds a run with local checkpoints and no other: to resume, add --local-checkpoints FOLDER, as when it "
+                f"was started. To start again from the beginning, delete {config.folder / RUN_ID}"
+            )
     return False
+
+
+def check_initial_shape(config: RunConfig) -> None:
+    """Check that the model of `init_from` has the shape of the run. No weight is read.
+
+    Raises:
+        PlamoError: It is not a model, or a parameter has another shape.
+    """
+    shapes = (
+        jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_params(Plamo2(model)))
+        for model in (config.model, read_shape(config.init_from))
+    )
+    if next(shapes) != next(shapes):
+        raise TrainingError(
+            f"init_from={address(config.init_from)} has a model with a different shape than `model`: all sizes "
+            "must be the same"
+        )
 
 
 def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, task: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import grain
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.packing import Pieces
-from plamo2_jax.data.pipeline import DataConfig, heldout_batches, mixed_batches, open_mixture
+from plamo2_jax.data.pipeline import DataConfig, heldout_batches, mixed_batches, open_cache, open_mixture
+from plamo2_jax.data.shards import open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -37,12 +38,19 @@ class Source(Protocol):
 
 
 class ShardSource:
-    """Text from shards. `heldout` maps names to folders of held-out shards."""
+    """Text from shards. `heldout` maps names to folders of held-out shards.
+
+    Raises:
+        ShardError: A held-out folder cannot be read or was written with another tokenizer.
+    """
 
     files: Mapping[str, str] = {}
 
     def __init__(self, data: DataConfig, heldout: Mapping[str, Path], tokenizer: Tokenizer):
-        self._data, self._heldout, self._tokenizer = data, heldout, tokenizer
+        self._data, self._tokenizer = data, tokenizer
+        # They are needed at the first evaluation, but an error must come before the first step.
+        cache = open_cache(data) if heldout else None
+        self._heldout = {name: open_shards(folder, tokenizer, cache) for name, folder in heldout.items()}
 
     @functools.cached_property
     def _parts(self) -> list[Pieces | UpsampledPieces]:

@@ -27,10 +27,10 @@ class LineWriter:
     def lines(self, snapshot: Snapshot) -> Iterator[str]:
         """Yield the lines for the changes since the last snapshot."""
         for stage in snapshot.stages:
-            if self._is_new(f"stage {stage.name}", stage.finished):
-                verdict = "finished" if stage.finished else "started"
-                text = f"stage {stage.name}: {verdict}" + (f" in {duration(stage.seconds)}" if stage.finished else "")
-                content = {"stage": stage.name, "finished": stage.finished, "seconds": stage.seconds}
+            if self._is_new(f"stage {stage.name}", stage.status):
+                after = {"started": "", "finished": " in ", "failed": " after "}[stage.status]
+                text = f"stage {stage.name}: {stage.status}{after}" + (duration(stage.seconds) if after else "")
+                content = {"stage": stage.name, "status": stage.status, "seconds": stage.seconds}
                 yield json.dumps(content) if self._json else _stamped(text)
         for run in ([] if snapshot.run is None else [snapshot.run]) + list(snapshot.others):
             found = alerts(run, self._stall_seconds)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model_files import optional_file
@@ -21,7 +22,7 @@ class StageStatus:
     """A stage of a pipeline that has started."""
 
     name: str
-    finished: bool
+    status: Literal["started", "finished", "failed"]
     seconds: float
     """Duration of its last run, or seconds since it started."""
 
@@ -40,9 +41,11 @@ class Snapshot:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing to wait for: every run and every started stage is finished."""
+        """Whether there is nothing to wait for: every run is complete, and every started stage has finished or failed."""
         runs = [] if self.run is None else [self.run, *self.others]
-        return bool(runs) and all(run.complete for run in runs) and all(stage.finished for stage in self.stages)
+        return (
+            bool(runs) and all(run.complete for run in runs) and all(stage.status != "started" for stage in self.stages)
+        )
 
 
 class FolderWatch:
@@ -105,15 +108,19 @@ class FolderWatch:
         if not self._has_pipeline:
             return []
         state, found = State(self.folder), []
+        progress = state.read_progress()
         for path in (self.folder / FOLDER).glob("*.json"):
             record = state.read(path.stem)
             if record is None:
                 continue
             written = path.stat().st_mtime
-            finished = record.outputs is not None
-            started = written - record.seconds if finished else written
-            seconds = record.seconds if finished else max(0.0, time.time() - written)
-            found.append((started, StageStatus(path.stem, finished, seconds)))
+            if record.outputs is not None:
+                found.append((written - record.seconds, StageStatus(path.stem, "finished", record.seconds)))
+                continue
+            last = progress.get(path.stem)
+            failed = last is not None and last.status == "failed"
+            seconds = last.seconds if failed else max(0.0, time.time() - written)
+            found.append((written, StageStatus(path.stem, "failed" if failed else "started", seconds)))
         return [stage for _, stage in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -95,8 +95,9 @@ def _stages(snapshot: Snapshot) -> RenderableType:
     table.add_column("status")
     table.add_column("time", justify="right")
     for stage in snapshot.stages:
-        if stage.finished:
-            table.add_row(Text(stage.name), "finished", duration(stage.seconds))
+        if stage.status != "started":
+            style = "red" if stage.status == "failed" else ""
+            table.add_row(Text(stage.name), Text(stage.status, style=style), duration(stage.seconds))
         else:
             table.add_row(Text(stage.name, style="bold"), "started", f"{duration(stage.seconds)} ago")
     return table

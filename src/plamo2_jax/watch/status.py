@@ -218,13 +218,13 @@ def _pace(updates: Lines) -> tuple[float | None, float]:
 
 
 def _heldout(lines: Lines) -> dict[str, tuple[float, float | None]]:
-    """Return the newest value of each held-out metric and of each task, and the value before it."""
+    """Return the newest value of each held-out metric and of each task, and the value before it; the bits per byte come first."""
     found: dict[str, tuple[float, float | None]] = {}
     for line in lines:
         for name, value in line.items():
             if name.startswith(("heldout/", "tasks/")):
                 found[name] = (value, found[name][0] if name in found else None)
-    return found
+    return dict(sorted(found.items(), key=lambda item: not item[0].endswith("/bits_per_byte")))
 
 
 def as_json(status: RunStatus, alerts: Sequence[str]) -> str:
