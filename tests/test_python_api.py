@@ -161,6 +161,62 @@ def test_what_cannot_be_generated_is_refused(in_home):
     run(example("no/such"))
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: plamo2.convert_model("runs/demo", "out", dtype="int8"),
+            "dtype int8 is not allowed: it must be float32 or",
+        ),
+        (lambda: plamo2.convert_model("runs/demo", "out", "run", dtype="foo"), "dtype foo is not allowed"),
+        (lambda: plamo2.serve_model("runs/demo", dtype="float16"), "dtype float16 is not allowed"),
+        (lambda: plamo2.prune_model("runs/demo", "out", {}, calibration="x"), "target={} is not allowed"),
+        (
+            lambda: plamo2.prune_model("runs/demo", "out", {"intermediate_size": 64}, calibration="x", method="foo"),
+            "method='foo' is not allowed: it must be one of activation, taylor, magnitude, random",
+        ),
+        (lambda: plamo2.evaluate_model("runs/demo"), "there is nothing to evaluate"),
+        (lambda: plamo2.evaluate_model("runs/demo", tasks=["cloze"], limit=-1), "limit=-1 is not allowed"),
+        (lambda: plamo2.evaluate_model("runs/demo", tasks="cloze"), "tasks must be a list of names"),
+        (lambda: plamo2.load("runs/demo", api_key_env="X"), "api_key_env='X' is not allowed with the folder"),
+        (
+            lambda: plamo2.load("http://h/v1", model="m", dtype="bfloat16"),
+            "dtype='bfloat16' is not allowed with the server",
+        ),
+        (lambda: plamo2.load("runs/demo", batch_size=2.5), "batch_size=2.5 is not allowed"),
+        (lambda: plamo2.Tokenizer.load("nosuch"), "nosuch does not exist"),
+        (lambda: plamo2.serve_model("runs/demo", api_key_file="nosuch"), "nosuch is not a file"),
+        (
+            lambda: plamo2.serve_model("runs/demo", plamo2.ServeConfig(slots=2.5)),
+            "slots=2.5 is not allowed: it must be an integer",
+        ),
+        (lambda: plamo2.preset("tiny", foo=3), "ModelConfig has no field 'foo'"),
+        (
+            lambda: plamo2.merge_models(["runs/demo"], "out", "linear"),
+            "config='linear' is not allowed: it must be of type MergeConfig",
+        ),
+        (lambda: plamo2.merge_models("runs/demo", "out"), "is one path: it must be a list of models"),
+        (lambda: plamo2.quantize_model("runs/demo", "out", "int8"), "it must be of type QuantizeConfig"),
+        (
+            lambda: plamo2.quantize_model("runs/demo", "out", budget="1GB"),
+            "budget='1GB' is not allowed: it must be of type int",
+        ),
+    ],
+)
+def test_values_of_other_kinds_are_one_sentence(in_home, call, message):
+    with pytest.raises(plamo2.PlamoError, match=re.escape(message)):
+        call()
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_new_tokens": 1.5}, {"max_new_tokens": "4"}, {"temperature": "1"}, {"stop": [1]}, {"seed": 1.5}]
+)
+def test_settings_of_other_types_are_refused(in_home, settings):
+    with pytest.raises(plamo2.PlamoError, match=f"{next(iter(settings)).replace('stop', 'strings')}="):
+        plamo2.generate("runs/demo", "x", **settings)
+
+
 def test_training_and_evaluating(in_home, capsys):
     names = run(example("train_model").replace("num_hidden_layers=2", "num_hidden_layers=1"))
     assert names["result"].step == 2

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_kind
 
 if TYPE_CHECKING:
     from plamo2_jax.models.chat_model import ChatModel
@@ -57,9 +58,19 @@ def load(
     """
     from plamo2_jax import models
 
+    is_server = str(name).startswith(("http://", "https://"))
+    others = (
+        {"template": template, "dtype": None if dtype == "float32" else dtype}
+        if is_server
+        else {"api_key_env": api_key_env}
+    )
+    for field, value in others.items():
+        if value is not None:
+            kind = "the server" if is_server else "the folder"
+            raise PlamoError(f"{field}={value!r} is not allowed with {kind} {name}: it has no effect there. Remove it")
     fields: dict[str, Any] = {"api_key_env": api_key_env, "template": template, "dtype": dtype}
     if model is not None:
-        if not str(name).startswith(("http://", "https://")):
+        if not is_server:
             raise PlamoError(
                 f"model={model!r} is not allowed with the folder {name}: it applies only to servers. Remove it"
             )
@@ -112,7 +123,7 @@ def generate(
         temperature: divisor of the logits; 0 always takes the most likely token.
         top_p: sample from the most likely tokens that together reach this probability; 1 is off.
         stop: strings that end a continuation; they are removed from it.
-        seed: random seed. The same seed and prompt give the same text in any batch.
+        seed: random seed. In float32, the same seed and prompt give the same text in any batch.
 
     Returns:
         The continuation, or a list of continuations for a list of prompts.
@@ -236,7 +247,8 @@ def evaluate_model(
         For each task, its result with `score`, `stderr` and `metrics`; for each held-out set, its metrics, such as `bits_per_byte`.
 
     Raises:
-        PlamoError: the model or its tokenizer cannot be read, a task is unknown or needs data or a judge, or a name occurs twice.
+        PlamoError: the model or its tokenizer cannot be read, a task is unknown or needs data or a judge, a name occurs twice, or there is
+            nothing to evaluate.
     """
     from plamo2_jax.align.heldout import measure_heldout
     from plamo2_jax.eval.run import run_task
@@ -244,11 +256,17 @@ def evaluate_model(
     from plamo2_jax.eval.tasks import open_task
     from plamo2_jax.models.local import LocalChatModel
 
+    if isinstance(tasks, str) or not isinstance(heldout or {}, Mapping) or not isinstance(data or {}, Mapping):
+        raise PlamoError("tasks must be a list of names, and heldout and data must be dictionaries of paths by name")
+    if limit is not None and limit < 1:
+        raise PlamoError(f"limit={limit} is not allowed: it must be at least 1, or None")
     heldout, data = heldout or {}, data or {}
     if twice := set(tasks) & set(heldout):
         raise PlamoError(f"{min(twice)!r} names a task and a held-out set: give the held-out set another name")
     if unused := set(data) - set(tasks):
         raise PlamoError(f"data names {min(unused)!r}, which is not one of the tasks {', '.join(tasks) or '(none)'}")
+    if not tasks and not heldout:
+        raise PlamoError("there is nothing to evaluate: give tasks, heldout or both")
     results: dict[str, dict[str, Any]] = {}
     if tasks:
         with load(model, batch_size=batch_size) as opened:
@@ -350,6 +368,8 @@ def prune_model(
 
     old = read_shape(os.fspath(model))
     if isinstance(target, Mapping):
+        if not target:
+            raise PlamoError("target={} is not allowed: it must have the sizes to change")
         changes = [f"{field}={json.dumps(size)}" for field, size in target.items()]
         require_sizes(changes)
         wanted = read_shape(os.fspath(model), changes)
@@ -390,6 +410,9 @@ def merge_models(
     from plamo2_jax.surgery.merge.config import MergeConfig
     from plamo2_jax.surgery.merge.merge import merge
 
+    if isinstance(models, str | os.PathLike):
+        raise PlamoError(f"models={os.fspath(models)!r} is one path: it must be a list of models")
+    require_kind(config, MergeConfig, "config")
     merge(
         [os.fspath(model) for model in models],
         Path(output),
@@ -421,8 +444,11 @@ def quantize_model(
     Raises:
         PlamoError: the model or the calibration data cannot be read, the output is in the way, or no choice of bits fits the budget.
     """
+    from plamo2_jax.quantize.config import QuantizeConfig
     from plamo2_jax.quantize.write import quantize_model
 
+    require_kind(config, QuantizeConfig, "config")
+    require_kind(budget, int, "budget")
     return quantize_model(model, output, config, calibration=calibration, budget=budget).table
 
 

@@ -357,4 +357,6 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """
     if name not in PRESETS:
         raise PlamoError(f"unknown preset {name!r}: it must be one of {', '.join(PRESETS)}")
+    if unknown := changes.keys() - {field.name for field in dataclasses.fields(ModelConfig)}:
+        raise PlamoError(f"ModelConfig has no field {min(unknown)!r}")
     return dataclasses.replace(PRESETS[name], **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import reprlib
 from typing import Any
@@ -11,6 +12,16 @@ from plamo2_jax.errors import PlamoError
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a number of Python or NumPy, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:
@@ -38,6 +49,12 @@ def require(config: Any, name: str, condition: Any, allowed: str, *, where: str 
     if not condition:
         value = shown(operator.attrgetter(name)(config))
         raise PlamoError(f"{where or type(config).__name__}.{name}={value} is not allowed: it must be {allowed}")
+
+
+def require_kind(value: Any, kind: type, name: str) -> None:
+    """Raise PlamoError unless a value is None or an instance of a class. The message calls the value `name`."""
+    if value is not None and not isinstance(value, kind):
+        raise PlamoError(f"{name}={shown(value)} is not allowed: it must be of type {kind.__name__}")
 
 
 def require_at_least(least: int, **options: float | None) -> None:

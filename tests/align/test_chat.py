@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from plamo2_jax.align.chat import Conversation, encode_all, encode_conversation, read_conversations
+from plamo2_jax.align.chat import Conversation, encode_all, encode_conversation, first_fit, read_conversations
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun
 
@@ -144,6 +144,29 @@ def test_bad_lines_are_named(write_lines, line, message):
 def test_a_template_has_to_mark_answers(tokenizer):
     with pytest.raises(ChatTemplateError, match="put it between"):
         encode_all([], ChatTemplate("{{ messages }}"), tokenizer, 9, "last", ReadReport())
+
+
+def test_an_end_outside_of_the_marks_is_reported(tokenizer, capsys):
+    """The model would not learn it."""
+    marked = "{% for m in messages %}{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    for end in ("{{ eos_token }}{% endgeneration %}\n", "{% endgeneration %}{{ eos_token }}\n"):
+        template = ChatTemplate(marked + end + "{% else %}{{ m.content }}\n{% endif %}{% endfor %}")
+        encode_all([], template, tokenizer, 9, "last", ReadReport())
+    error = capsys.readouterr().err
+    assert error.count("outside of the generation marks") == 1
+    encode_all([], ChatTemplate.load("chat"), tokenizer, 9, "last", ReadReport())
+    assert capsys.readouterr().err == ""
+
+
+def test_the_first_that_fits_is_found_in_few_encodings():
+    for size in range(1, 40):
+        for limit in range(size + 1):
+            tried = []
+            found = first_fit(
+                range(size, 0, -1), lambda n, tried=tried: tried.append(n) or n, lambda n, limit=limit: n <= limit
+            )
+            assert found == ((size - limit, limit) if limit else (None, 1))
+            assert len(tried) <= 2 + size.bit_length()
 
 
 def test_a_template_that_exceeds_the_limits_ends_the_run_at_once(tokenizer):

@@ -269,7 +269,7 @@ def test_preference_data_from_endpoints(make_config, server, tmp_path):
     pairs = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(pairs) == again["pairs"] > 0
     for pair in pairs:
-        assert len(pair["chosen"]) > len(pair["rejected"])  # as the judge likes it
+        assert len(pair["chosen"][0]["content"]) > len(pair["rejected"][0]["content"])  # as the judge likes it
         assert pair["provenance"]["policy"]["model"] == "policy"
         assert [one["pair"] for one in pair["provenance"]["verdicts"]] == [sorted(pair["provenance"]["samples"])]
     # Without trouble the same comes out.

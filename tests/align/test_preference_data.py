@@ -443,6 +443,15 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
     with pytest.raises(PlamoError, match="is not the configuration of rounds"):
         iterate(config)
     (config.output / "config.json").write_bytes(written)
+    # Rounds of one folder have the same prompts and the same policy settings.
+    (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"prompts": "0" * 32}))
+    with pytest.raises(PlamoError, match="contains rounds with other prompts"):
+        iterate(config)
+    (config.output / "config.json").write_bytes(written)
+    policy = dataclasses.replace(config.preference_data.policy, batch_size=3)
+    other = dataclasses.replace(config, preference_data=dataclasses.replace(config.preference_data, policy=policy))
+    with pytest.raises(ValueError, match=r"rounds of a different configuration \(policy\.batch_size: "):
+        iterate(other)
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     with pytest.raises(ValueError, match=r"rounds of a different configuration \(steps: 3, not 2\)"):
         iterate(other)

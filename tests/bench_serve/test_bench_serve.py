@@ -123,6 +123,23 @@ def test_a_stream_that_goes_wrong_is_an_error(server, tmp_path, answer, kind):
     assert found["summary"]["ttft_ms"] is None
 
 
+def test_odd_figures_of_a_server_do_not_end_the_measurement(server, tmp_path):
+    """A count that is no number is unknown, and a finish reason that is no text is none."""
+    usage = {"prompt_tokens": "3", "completion_tokens": 2.5, "prompt_tokens_details": {"cached_tokens": True}}
+    odd = {"choices": [{"delta": {"content": "b"}, "finish_reason": ["stop"]}], "usage": usage}
+    server.answer, server.usage = ["a", odd], False
+    status, found = bench(server, tmp_path / "out", "--requests", 2)
+    assert status == 0
+    assert (found["summary"]["tokens_counted_by"], found["summary"]["prompt_tokens"]) == ("chunks", 0)
+
+
+def test_reasoning_counts_as_text(server, tmp_path):
+    """Usage counts its tokens, so its chunks must count, too."""
+    server.answer, server.usage = [{"choices": [{"delta": {"reasoning_content": "hm"}}]}] * 3 + ["a"], False
+    _, found = bench(server, tmp_path / "out", "--requests", 2)
+    assert found["summary"]["output_tokens"] == 8
+
+
 def test_a_stream_without_usage_is_counted_by_chunks(server, tmp_path):
     server.answer, server.usage = ["a", "b", "c"], False
     _, found = bench(server, tmp_path / "out", "--requests", 2)

@@ -197,6 +197,11 @@ def test_xpk_is_given_the_same_job(printed):
         ((*SLICE, "--job-name", "a" * 41), "at most 40 characters"),
         ((*SLICE, "--namespace", "No"), "--namespace 'No' is not a Kubernetes name"),
         ((*SLICE, "--slices", "0"), "--slices 0 is not allowed"),
+        ((*SLICE, "--cluster", "c"), "--cluster has no effect with --by jobset: it needs --by xpk"),
+        (
+            (*SLICE, "--by", "xpk", "--cluster", "c", "--queue", "q"),
+            "--queue has no effect with --by xpk: it needs --by jobset",
+        ),
         (("--accelerator", "v5p-8", "--image", "a b"), "--image 'a b' is not an image name"),
         (("--accelerator", "v5p-8", "--image", "localhost:5000/plamo2"), "localhost:5000/plamo2 has no tag"),
     ],

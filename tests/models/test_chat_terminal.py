@@ -191,6 +191,11 @@ def test_keys_come_from_the_environment(server, capsys, monkeypatch):
         (["MODEL", "--seed", "-1"], "--seed -1 is not allowed: it must be from 0 to 4294967295"),
         (["http://127.0.0.1:1"], "http://127.0.0.1:1/v1 cannot be reached"),
         (["http://user@host"], "http://HOST/"),
+        (
+            ["http://127.0.0.1:1", "--template", "chat"],
+            "--template is for model folders: the server at http://127.0.0.1:1",
+        ),
+        (["http://127.0.0.1:1", "--mesh.tensor", "2"], "--mesh is for model folders"),
         (["MODEL", "--temperature", "-1"], "temperature=-1"),
     ],
 )

@@ -44,7 +44,11 @@ def test_requests_of_different_settings_are_answered_as_alone(model):
         (CompletionRequest([]), "it must be at least one token id"),
         (CompletionRequest([[1, 2]]), "it must be at least one token id"),
         (CompletionRequest([1, 5000]), "the model has ids from 0 to 863"),
-        (CompletionRequest("\ud800"), "the prompt is not text"),
+        (CompletionRequest("\ud800"), "the prompt is neither text nor"),
+        (CompletionRequest([[1], [2, 3]]), "the prompt is neither text nor a list of token ids"),
+        (CompletionRequest("a", n=0), "n=0: it must be at least 1"),
+        (CompletionRequest("a", seed=-1), "seed=-1: it must be from 0 to 4294967295"),
+        (CompletionRequest("a", stop=StopConfig(4, ids=(5000,))), "the model has ids from 0 to 863"),
         (CompletionRequest("a", stop=StopConfig(20_000_000)), "max_new_tokens=20000000 exceed the model's maximum"),
     ],
 )
@@ -122,6 +126,12 @@ def test_a_score_that_cannot_be_is_an_error(model):
     assert "all texts or all token ids" in mixed.reason
     assert "no token comes before" in first.reason
     assert good[0].logprob < 0
+    wrong = [ScoreRequest([1, 2], [ids]) for ids in ([2**33], [6.5], [[1]], [[1], [2, 3]])]
+    found = model.score([*wrong, ScoreRequest("a", ("b",))])
+    assert all(isinstance(each, RequestError) for each in found[:4])
+    assert found[4] == good
+    with pytest.raises(ValueError, match=r"ScoreRequest\.continuations is one text"):
+        ScoreRequest("a", "bc")
 
 
 def test_a_server_needs_the_name_of_a_model(folder):

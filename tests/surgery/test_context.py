@@ -86,6 +86,11 @@ def test_bases():
         (["--full-attention", "2"], "a subset of the attention layers [1, 3, 5]"),
         (["--full-attention", "some"], "all, none or layer numbers"),
         (["--rope-theta", "-1"], "rope_theta=-1.0 is not allowed"),
+        (["--full-attention", "²"], "all, none or layer numbers"),
+        (
+            ["--full-attention", "all", "--window", "100"],
+            "--window 100 has no effect: every layer with attention has full",
+        ),
         ([], "there is nothing to change"),
         (["--window", "12"], "there is nothing to change"),
     ],

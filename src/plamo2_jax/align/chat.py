@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ Truncate = Literal["last", "first", "end", "refuse"]
 remove exchanges from the beginning, but keep the system message. end: as last, but cut a single answer that is too long, between two
 characters; it then has no end token. refuse: omit it. A conversation that still does not fit is omitted."""
 
-T = TypeVar("T")
+T, E = TypeVar("T"), TypeVar("E")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,17 +127,44 @@ def encode_conversation(
     Raises:
         UnreadableRecord: the template refuses the conversation.
     """
-    messages, what = list(conversation.messages), "whole"
-    while messages is not None:
-        example = _encode(conversation, messages, template, tokenizer)
-        if len(example.ids) <= limit:
-            return example, what
-        messages, what = None if truncate == "refuse" else _drop(messages, truncate), "truncated"
+    candidates = [list(conversation.messages)]
+    while truncate != "refuse" and (shorter := _drop(candidates[-1], truncate)) is not None:
+        candidates.append(shorter)
+    number, example = first_fit(
+        candidates,
+        lambda messages: _encode(conversation, messages, template, tokenizer),
+        lambda example: len(example.ids) <= limit,
+    )
+    if number is not None:
+        return example, "truncated" if number else "whole"
     if truncate == "end":
         end = _character_boundary(example.ids, limit, tokenizer)
         if example.trained[:end].any():
             return Example(example.ids[:end], example.trained[:end]), "truncated"
     return None, "too long"
+
+
+def first_fit(candidates: Sequence[T], encode: Callable[[T], E], fits: Callable[[E], bool]) -> tuple[int | None, E]:
+    """Find the first candidate that fits, by bisection: each candidate is shorter than the one before.
+
+    Returns:
+        Its index and its encoding; None and the encoding of the last candidate if none fits.
+    """
+    found = encode(candidates[0])
+    if fits(found) or len(candidates) == 1:
+        return (0 if fits(found) else None), found
+    low, high = 1, len(candidates) - 1
+    found = encode(candidates[high])
+    if not fits(found):
+        return None, found
+    while low < high:
+        middle = (low + high) // 2
+        tried = encode(candidates[middle])
+        if fits(tried):
+            high, found = middle, tried
+        else:
+            low = middle + 1
+    return high, found
 
 
 def encode_all(
@@ -158,6 +186,7 @@ def encode_all(
         TooManyBadRecordsError: the template refuses more records than `report` allows.
     """
     require_marks(template)
+    warn_of_end(template, tokenizer)
     examples, counts = [], Counter()
     for record in records:
         try:
@@ -180,6 +209,23 @@ def require_marks(template: ChatTemplate) -> None:
         raise ChatTemplateError(
             f"{template.name} does not mark the assistant's text: put it between {{% generation %}} and {{% endgeneration %}}"
         )
+
+
+def warn_of_end(template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    """Print a warning if the control token after an answer is not between the marks: a model would not learn to end its answers."""
+    exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        chat = template.encode(tokenizer, exchange)
+    except ValueError:
+        return  # A template for other conversations.
+    after = chat.ids[np.flatnonzero(chat.answer)[-1] + 1 :][:1] if chat.answer.any() else ()
+    for id in map(int, after):
+        if tokenizer.is_special(id):
+            print(
+                f"warning: {template.name}: the control token {id} after an answer is outside of the generation marks, so the model does "
+                "not learn to end its answers. Put it before {% endgeneration %}",
+                file=sys.stderr,
+            )
 
 
 def encode_chat(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> EncodedChat:
@@ -209,13 +255,18 @@ def _encode(
     return Example(chat.ids, trained)
 
 
-def trained_tokens(chat: EncodedChat, answers: Sequence[bool]) -> np.ndarray:
-    """Return the mask of the trained ids, [n] bool. `answers` says whether each message of the assistant is trained on.
+def trained_tokens(chat: EncodedChat, answers: Sequence[bool], *, separately: bool = False) -> np.ndarray:
+    """Return the mask of the trained ids, [n] bool.
+
+    Args:
+        chat: the encoded conversation.
+        answers: whether each message of the assistant is trained on.
+        separately: whether the template must mark each of them separately even if all are.
 
     Raises:
-        UnreadableRecord: some are not, and the template does not mark each message of the assistant separately.
+        UnreadableRecord: it does not, and some are not trained on or `separately` is set.
     """
-    if all(answers):
+    if all(answers) and not separately:
         return chat.answer > 0
     if chat.answer.max(initial=0) != len(answers):
         detail = (

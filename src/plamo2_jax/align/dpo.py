@@ -122,6 +122,7 @@ class PreferenceConfig:
         require(self, "losses", len(set(self.losses)) == len(self.losses), "different terms")
         fits = not self.weights or len(self.weights) == len(self.losses)
         require(self, "weights", fits and all(map(math.isfinite, self.weights)), "finite, one a loss, or none")
+        require(self, "weights", not self.weights or any(self.weights), "not all zero")
         require(self, "beta", 0 < self.beta < math.inf, "positive and finite")
         require(self, "label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
         for name in ("simpo_gamma", "dpop_lambda", "desirable_weight", "undesirable_weight"):

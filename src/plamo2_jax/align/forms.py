@@ -68,7 +68,7 @@ def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
     field, answer = one_of(given, ANSWERS, "the answer")
     question = question_messages(fields)
     if question is None and field is not None and "text" in _filled(fields, ("text",)):
-        question = said(fields["text"], "user", "text"), {"text"}
+        question = said(fields["text"], "user", "text", is_text=True), {"text"}
     if question is None:
         refuse_empty_question(fields)
         for name in CONVERSATIONS:
@@ -85,7 +85,7 @@ def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
             )
         field = next((name for name in ANSWERS if name in fields), ANSWERS[0])
         raise UnreadableRecord("empty message", f"the field {field} must be text that is not empty")
-    answer = said(answer, "assistant", field, after_label=is_labelled(fields.get("prompt")))
+    answer = answered(fields, answer, field)
     messages, (answer,) = split_prompt(messages, [answer], (field,))
     return with_system(fields, [*messages, *answer]), {*used, *given}
 
@@ -110,7 +110,7 @@ def question_messages(fields: Fields) -> tuple[list[Message], set[str]] | None:
         question = f"{question}\n\n{context}"
     elif not isinstance(question, str):
         used -= set(CONTEXTS)
-    return [*_history(fields), *said(question, "user", name)], used
+    return [*_history(fields), *said(question, "user", name, is_text=name != "prompt")], used
 
 
 def refuse_empty_question(fields: Fields) -> None:
@@ -161,7 +161,41 @@ def further_fields(fields: Fields, used: set[str]) -> dict[str, Any]:
     return rest if tools is None else {**rest, "tools": tools}
 
 
-def said(value: Any, role: str, name: str, after_label: bool = False) -> list[Message]:
+def answered(fields: Fields, value: Any, name: str) -> list[Message]:
+    """Return the messages of an answer.
+
+    A text can be a whole conversation only if no other field has the question, if `prompt` is a conversation in the same form, or if the
+    conversation begins with the question. Otherwise it is the words of the assistant: models invent further turns, and their answers must
+    be trained on as they were written.
+
+    Args:
+        fields: the record.
+        value: value of the answer.
+        name: name of its field.
+
+    Raises:
+        UnreadableRecord: as for `said`.
+    """
+    prompt, field = fields.get("prompt"), asked_in(fields)
+    labelled = is_labelled(prompt)
+    asked = {text.strip() for text in _filled(fields, (*QUESTIONS, "text")).values() if isinstance(text, str)}
+    for messages in (prompt, fields.get(field) if field != name else None):
+        if isinstance(messages, list):
+            asked |= {
+                m["content"].strip() for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str)
+            }
+    is_json = isinstance(prompt, str) and _json_messages(prompt, "prompt") is not None
+    if not asked or labelled or is_json or not isinstance(value, str):
+        return said(value, "assistant", name, after_label=labelled)
+    try:
+        found = _labelled(value) or _json_messages(value, name) or []
+    except UnreadableRecord:
+        found = []
+    begins = is_whole(found) and any(m["role"] == "user" and m["content"].strip() in asked for m in found)
+    return found if begins else said(value, "assistant", name, is_text=True)
+
+
+def said(value: Any, role: str, name: str, *, after_label: bool = False, is_text: bool = False) -> list[Message]:
     """Return the messages of a field. A text is one message, unless it holds a whole conversation.
 
     Args:
@@ -170,6 +204,7 @@ def said(value: Any, role: str, name: str, after_label: bool = False) -> list[Me
         role: role of a plain text.
         name: name of the field.
         after_label: whether the text follows a label, and white space around it must be removed.
+        is_text: whether a text is one message even if it looks like a conversation.
 
     Raises:
         UnreadableRecord: the value is something else, or empty text.
@@ -177,7 +212,7 @@ def said(value: Any, role: str, name: str, after_label: bool = False) -> list[Me
     if isinstance(value, str):
         if not value.strip():
             raise UnreadableRecord("empty message", f"the field {name} must be text that is not empty")
-        whole = _labelled(value) or _json_messages(value, name)
+        whole = None if is_text else _labelled(value) or _json_messages(value, name)
         return whole or [{"role": role, "content": value.strip() if after_label else value}]
     if not isinstance(value, list | dict):
         detail = f"the field {name} holds {shown(value)}; it must be a text, a message or a list of messages"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from plamo2_jax.adapters.open import open_model
 from plamo2_jax.align.chat import read_records, require_marks
+from plamo2_jax.align.forms import ANSWERS, conversation_field
 from plamo2_jax.align.sft import COLLATOR, ChatConfig, read_examples
 from plamo2_jax.checkpoint import read_config
 from plamo2_jax.convert.names import ModelName
@@ -107,10 +108,11 @@ def chat_set(path: Path, template: str, tokenizer: Tokenizer, *, sequence_length
 def holds_text(path: Path) -> bool:
     """Return whether a file, a folder or a pattern holds documents, and not conversations.
 
-    The first readable record decides: a record with a field `text` is a document. Data without records, such as plain text, are documents.
+    The first readable record decides: a record with a field `text`, and with neither messages nor an answer, is a document. Data without
+    records, such as plain text, are documents.
     """
     try:
         fields = next((fields for _, fields in read_records(path, ReadReport(max_bad_rate=1.0))), {"text": ""})
     except ValueError:
         return True
-    return "text" in fields
+    return "text" in fields and conversation_field(fields) is None and not any(fields.get(name) for name in ANSWERS)

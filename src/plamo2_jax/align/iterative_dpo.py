@@ -17,9 +17,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity, stored_identity
 from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report
+from plamo2_jax.align.preference_data.prompts import digest, read_prompts
 from plamo2_jax.align.preference_data.sampling import Progress, make_preference_data
 from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
@@ -159,11 +161,18 @@ def _round(
     return None
 
 
+def _drop_set_fields(preference_data: dict[str, Any]) -> None:
+    """Remove the fields of the policy that each round sets."""
+    for name in ("model", "template"):
+        preference_data["policy"].pop(name, None)
+
+
 def _refuse_other(config: IterativeDpoConfig) -> None:
     """Raise PlamoError if the folder holds rounds of another configuration; write the configuration if it holds none."""
     path = Path(config.output) / CONFIG
     current = to_json(config) | {"preference_data": identity(config.preference_data)}
-    current["preference_data"].pop("policy")
+    _drop_set_fields(current["preference_data"])
+    current["prompts"] = digest(read_prompts(config.preference_data.prompts, config.preference_data.rules))
     if not path.exists():
         write_json(path, current)
         return
@@ -172,9 +181,14 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
         stored = {**stored, "preference_data": stored["prefer"]}
     if not (stored.keys() >= set(kept) and all(isinstance(stored[name], dict) for name in kept[2:])):
         raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
-    preference_data = stored_identity(stored["preference_data"], config.preference_data)
+    # Older folders have neither the policy nor the prompts.
+    older = {"policy": current["preference_data"]["policy"]}
+    preference_data = stored_identity({**older, **stored["preference_data"]}, config.preference_data)
     training = fill_defaults(modernize(stored["train"]), config.train)
     stored = {**stored, "preference_data": preference_data}
+    _drop_set_fields(preference_data)
+    if stored.get("prompts", current["prompts"]) != current["prompts"]:
+        raise PlamoError(f"{path.parent} contains rounds with other prompts: their files have changed; {OR_AGAIN}")
     found = [line for name in kept[:3] for line in differences(current[name], stored[name])]
     found += differences(current["train"], training, frozenset(free_fields(config.train)))
     if found:

@@ -96,16 +96,15 @@ def _label(fields: Mapping[str, Any]) -> bool:
 
 def _answers(fields: Mapping[str, Any], single: bool) -> tuple[list[str], list[list[Message]], set[str]]:
     """Return the names of the fields with answers, the messages of the answers, and all fields that were read."""
-    after_label = forms.is_labelled(fields.get("prompt"))
     if not single:
         for name in ("chosen", "rejected"):
             if name not in fields:
                 raise UnreadableRecord("no pair", f"no value in the field {name}; a pair has chosen and rejected")
         names = ["chosen", "rejected"]
-        return names, [forms.said(fields[name], "assistant", name, after_label) for name in names], set(names)
+        return names, [forms.answered(fields, fields[name], name) for name in names], set(names)
     name, answer = one_of(fields, forms.ANSWERS, "the answer")
     if name is not None:
-        messages = forms.said(answer, "assistant", name, after_label)
+        messages = forms.answered(fields, answer, name)
         return [name], [messages], {name for name in forms.ANSWERS if name in fields}
     name = forms.conversation_field(fields)
     if name is None:
@@ -145,21 +144,28 @@ def encode_pair(
     Raises:
         UnreadableRecord: the template refuses the pair, or both answers have the same tokens.
     """
-    prompt, what = list(pair.prompt), "whole"
     answers = {side: answer for side, answer in enumerate((pair.chosen, pair.rejected)) if answer}
-    while True:
+    prompts = [list(pair.prompt)]
+    while truncate != "refuse":
+        shorter = chat.without_first_exchange(prompts[-1])
+        if all(message["role"] == "system" for message in shorter):
+            break
+        prompts.append(shorter)
+
+    def encode(prompt: list[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
         sides = [_encode_side(pair, prompt, answer, template, tokenizer) for answer in answers.values()]
         if pair.is_whole and np.array_equal(sides[0]["targets"], sides[1]["targets"]):
             raise UnreadableRecord("identical answers", "chosen and rejected have the same tokens")
-        lengths = [len(side["tokens"]) for side in sides]
-        if sum(lengths) <= limit:
-            joined = {name: np.concatenate([side[name] for side in sides]) for name in sides[0]}
-            positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-            role = np.repeat(np.array([*answers], np.int32), lengths)
-            return {**joined, "positions": positions, "role": role}, what
-        prompt, what = chat.without_first_exchange(prompt), "truncated"
-        if truncate == "refuse" or all(message["role"] == "system" for message in prompt):
-            return None, "too long"
+        return sides
+
+    number, sides = chat.first_fit(prompts, encode, lambda sides: sum(len(side["tokens"]) for side in sides) <= limit)
+    if number is None:
+        return None, "too long"
+    lengths = [len(side["tokens"]) for side in sides]
+    joined = {name: np.concatenate([side[name] for side in sides]) for name in sides[0]}
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    role = np.repeat(np.array([*answers], np.int32), lengths)
+    return {**joined, "positions": positions, "role": role}, "truncated" if number else "whole"
 
 
 def pair_collator(max_pairs: int, with_reference: bool) -> Collator:
@@ -189,7 +195,8 @@ def _encode_side(
     whole = chat.encode_chat(chat.Conversation((*prompt, *answer), pair.place, pair.variables), template, tokenizer)
     before = sum(message["role"] == "assistant" for message in prompt)
     marks = [is_trained(message) for message in answer if message["role"] == "assistant"]
-    trained = chat.trained_tokens(whole, [True] * before + marks)
+    # Otherwise marks of the prompt's answers would count as marks of this answer.
+    trained = chat.trained_tokens(whole, [True] * before + marks, separately=before > 0)
     weights = (trained & (whole.answer > before)).astype(np.float32)[1:]
     if not weights.any():
         raise UnreadableRecord("no answer", "the chat template marks no part of it as the assistant's text")

@@ -12,7 +12,7 @@ from typing import Any
 from plamo2_jax.bench_serve.config import BenchConfig
 from plamo2_jax.bench_serve.http_stream import Address, ProtocolError, request
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.models.openai_format import error_message, shown
+from plamo2_jax.models.openai_format import error_message, shown, usage_of
 from plamo2_jax.models.server_events import EventParser, EventTooLong
 
 _LARGEST_REPLY = 64 << 20
@@ -176,13 +176,16 @@ class Client:
             if found.get("error"):
                 raise Failure("error in the stream", error_message(found))
             for choice in found.get("choices") or []:
-                text = choice.get("text") or (choice.get("delta") or {}).get("content")
-                if text:
+                delta = choice.get("delta") or {}
+                # Usage counts the tokens of reasoning, too.
+                if choice.get("text") or any(delta.get(name) for name in ("content", "reasoning_content", "reasoning")):
                     record.arrivals.append(self.now())
-                record.finish_reason = choice.get("finish_reason") or record.finish_reason
+                if isinstance(reason := choice.get("finish_reason"), str):
+                    record.finish_reason = reason
             if usage := found.get("usage"):
-                record.prompt_tokens, record.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-                record.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+                counts = usage_of(usage)
+                record.prompt_tokens, record.completion_tokens = counts.prompt_tokens, counts.completion_tokens
+                record.cached_tokens = counts.cached_tokens
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise Failure("malformed response", f"an event is not a chunk: {data[:80]!r}") from None
 

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     fields = {field.name for field in dataclasses.fields(BenchConfig)} & vars(options).keys()
     given = {name: getattr(options, name) for name in fields}
     given |= {
-        "concurrency": options.concurrency or 1,
+        "concurrency": 1 if options.concurrency is None else options.concurrency,
         "prompt_tokens": Lengths.parse(options.prompt_tokens, "--prompt-tokens"),
         "output_tokens": Lengths.parse(options.output_tokens, "--output-tokens"),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -85,6 +85,13 @@ def main(argv: list[str]) -> int:
         model.close()
 
 
+_FOLDER_ONLY = ("template", "max_length", "dtype", "kv_cache", "mesh")
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def open_chat(options: ChatOptions) -> StreamingChat:
     """Return the chat that the options name.
 
@@ -92,6 +99,11 @@ def open_chat(options: ChatOptions) -> StreamingChat:
         PlamoError: the folder is not a model, or the server does not list its models.
     """
     if options.model.startswith(("http://", "https://")):
+        for field in dataclasses.fields(options):
+            if field.name in _FOLDER_ONLY and getattr(options, field.name) != _default(field):
+                raise PlamoError(
+                    f"--{field.name.replace('_', '-')} is for model folders: the server at {options.model} chooses this itself"
+                )
         from plamo2_jax.models.server_stream import ServerChatStream
 
         return ServerChatStream(

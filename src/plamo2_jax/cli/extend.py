@@ -65,7 +65,7 @@ def parse_layers(text: str | None) -> str | tuple[int, ...] | None:
     if text in (None, "all", "none"):
         return text
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isdecimal() for part in parts):
         raise PlamoError(
             f"--full-attention {text!r} is not allowed: it must be all, none or layer numbers such as 1,7,15"
         )

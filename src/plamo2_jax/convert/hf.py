@@ -22,7 +22,7 @@ from plamo2_jax.convert.model_card import FILE_NAME as CARD
 from plamo2_jax.convert.model_card import CardOptions, model_card
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.quantized import float_dtypes, save_quantized
-from plamo2_jax.convert.read import common_dtype, read_params, read_public_config, with_dtype
+from plamo2_jax.convert.read import common_dtype, float_dtype, read_params, read_public_config, with_dtype
 from plamo2_jax.convert.small_files import write_small_files
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
@@ -58,7 +58,7 @@ def from_public(
     Raises:
         PlamoError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
-    source, output = Path(source), Path(output)
+    source, output, dtype = Path(source), Path(output), float_dtype(dtype)
     require_empty(output)
     if is_run_folder(source):
         raise ConvertError(f"{source} is already a run folder: from-hf needs a folder in Hugging Face format")
@@ -109,7 +109,7 @@ def to_public(
     Raises:
         PlamoError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
-    name = ModelName.parse(source, step=step, ema=ema)
+    name, dtype = ModelName.parse(source, step=step, ema=ema), float_dtype(dtype)
     require_empty(Path(output))
     if not is_run_folder(name.folder):
         raise ConvertError(

@@ -113,6 +113,23 @@ def read_leaf(
     return _make_array(found, layered, leaf.shape, np.dtype(leaf.dtype), sharding, count)
 
 
+def float_dtype(dtype: Any) -> np.dtype | None:
+    """Return a dtype of parameters, given as text or as a dtype; None stays None.
+
+    Raises:
+        ConvertError: It is neither float32 nor bfloat16.
+    """
+    if dtype is None:
+        return None
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, ml_dtypes.bfloat16):
+        raise ConvertError(f"dtype {dtype} is not allowed: it must be float32 or bfloat16")
+    return found
+
+
 def with_dtype(abstract: Any, dtype: Any, shardings: Any) -> Any:
     """Return a tree of shapes with a dtype, and with one sharding for all leaves or a tree of shardings."""
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):

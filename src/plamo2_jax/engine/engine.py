@@ -25,6 +25,7 @@ from plamo2_jax.engine.shardings import committed
 from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.step import Burst, decode, empty_state, insert, release
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.axes import ROWS
 
@@ -70,7 +71,14 @@ class Engine:
         products = "auto" if model.mesh is None else "xla"
         self._decoder = model.clone(implementation="auto", product_implementation=products)
         self._history = 0 if speculation is None else max_length
-        self._state = committed(empty_state(model, self.slots, max_length, self._history))
+        try:
+            self._state = committed(empty_state(model, self.slots, max_length, self._history))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise PlamoError(
+                f"the caches of {self.slots} row(s) with {max_length:,} tokens do not fit into memory: use fewer or shorter rows"
+            ) from error
         self._words = -(-v // 32)
         # Transferred to the device once, because most calls constrain no row.
         self._unconstrained = jax.device_put(

@@ -22,7 +22,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from plamo2_jax.validation import require
+from plamo2_jax.validation import is_real, require
 
 _MOST_PENALTY = 1e6
 # Larger than any vocabulary.
@@ -53,6 +53,9 @@ class SamplingConfig:
     """Amount subtracted from the logit of a token once for each time that it was generated, as in OpenAI's API."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "top_k":
+                require(self, field.name, is_real(getattr(self, field.name)), "a number")
         top_k = self.top_k
         whole = isinstance(top_k, int) and not isinstance(top_k, bool) and 1 <= top_k <= _NO_TOP_K
         # Logits with these penalties are finite in float32.

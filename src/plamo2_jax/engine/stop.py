@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from plamo2_jax.tokenizer.tokenizer import StreamDecoder, Tokenizer
-from plamo2_jax.validation import require
+from plamo2_jax.validation import is_whole, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,13 @@ class StopConfig:
     """Strings that end a row. The output is cut before the first stop string that is complete."""
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "min_new_tokens"):
+            require(self, name, is_whole(getattr(self, name)), "an integer")
         require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
         allowed = f"from 0 to max_new_tokens={self.max_new_tokens}"
         require(self, "min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, allowed)
         require(self, "ids", self.ids is None or all(i >= 0 for i in self.ids), "none or ids of at least 0")
-        listed = not isinstance(self.strings, str)
+        listed = isinstance(self.strings, tuple | list) and all(isinstance(text, str) for text in self.strings)
         require(self, "strings", listed and all(self.strings), "a tuple of strings, none of them empty")
 
     def shortened(self, most: int) -> StopConfig:

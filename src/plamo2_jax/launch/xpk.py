@@ -12,6 +12,7 @@ import shlex
 import subprocess
 from typing import Any, Literal
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch import kubernetes
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
@@ -62,6 +63,14 @@ class Xpk:
         require({"container image": (self.image, "--image (docs/launch.md explains how to build one)")})
         require_at_least(1, slices=self.slices, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
+        others = {"xpk": ("namespace", "queue", "service_account"), "jobset": ("cluster", "project", "zone")}[self.by]
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in others:
+            if getattr(self, name) != defaults[name]:
+                needed = "jobset" if self.by == "xpk" else "xpk"
+                raise PlamoError(
+                    f"--{name.replace('_', '-')} has no effect with --by {self.by}: it needs --by {needed}"
+                )
         kubernetes.require_names({name: getattr(self, name) for name in ("namespace", "queue", "service_account")})
         kubernetes.require_image(self.image)
 

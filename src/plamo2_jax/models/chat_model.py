@@ -14,6 +14,7 @@ import numpy as np
 
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 
 Prompt = str | Sequence[int] | np.ndarray
 """A text, or token ids [t]."""
@@ -70,6 +71,10 @@ class ScoreRequest:
     continuations: Sequence[Prompt]
     bos: bool = True
     """Whether to put the beginning-of-document id before a text."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.continuations, str):
+            raise PlamoError("ScoreRequest.continuations is one text: it must be a list of texts or of token ids")
 
 
 NOTHING_BEFORE = "no token comes before the continuations: keep bos, or give a longer context"

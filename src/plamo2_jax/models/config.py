@@ -10,7 +10,7 @@ import urllib.parse
 from typing import Literal
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.validation import require
+from plamo2_jax.validation import is_whole, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ChatModelConfig:
         require(self, "api_key_env", variable, "the name of an environment variable")
         require(self, "dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
         for name in ("batch_size", "max_prompt_tokens", "concurrency"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, is_whole(getattr(self, name)) and getattr(self, name) >= 1, "at least 1")
         require(self, "max_retries", self.max_retries >= 0, "at least 0")
         require(self, "timeout", 0 < self.timeout < math.inf, "positive and finite")
         require(self, "backoff", 0 <= self.backoff < math.inf, "zero or positive, and finite")

@@ -13,6 +13,7 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.adapters.open import model_folders
 from plamo2_jax.convert.load import LoadedModel
+from plamo2_jax.convert.read import float_dtype
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.prefill import power_of_two
 from plamo2_jax.engine.prefix_cache import PrefixCache
@@ -38,6 +39,7 @@ from plamo2_jax.models.shared_beginnings import Beginning, group_contexts
 from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateOverrun, template_variables
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.validation import is_whole, shown
 
 PREFIX_CACHE_BYTES = 1 << 30
 """Memory budget for the states of shared beginnings of prompts."""
@@ -68,8 +70,9 @@ def open_generator(
         The generator, and the contents of the folder with the generator's parameters.
 
     Raises:
-        PlamoError: the folder is not a model, or has no tokenizer.
+        PlamoError: the folder is not a model, or has no tokenizer; or the dtype is neither float32 nor bfloat16.
     """
+    dtype = float_dtype(dtype)
     network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
@@ -192,7 +195,7 @@ class LocalChatModel:
         stop_ids: tuple[int, ...],
     ) -> list[list[ChatResponse] | RequestError]:
         checked = [
-            ids if isinstance(ids, RequestError) else self._check(ids, request.stop.max_new_tokens)
+            ids if isinstance(ids, RequestError) else self._check_request(ids, request)
             for ids, request in zip(encoded, requests, strict=True)
         ]
         results: list[list[ChatResponse] | RequestError] = [
@@ -244,7 +247,7 @@ class LocalChatModel:
         try:
             ids = np.asarray(self.tokenizer.encode(prompt, bos=bos) if isinstance(prompt, str) else prompt)
         except ValueError as error:
-            return RequestError(f"the prompt is not text: {error}")
+            return RequestError(f"the prompt is neither text nor a list of token ids: {error}")
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
             return RequestError(f"the prompt has shape {ids.shape} of {ids.dtype}: it must be at least one token id")
         return ids
@@ -262,13 +265,26 @@ class LocalChatModel:
             except ValueError as error:
                 return RequestError(f"the context or a continuation is not text: {error}")
         else:
-            context, *continuations = (np.asarray(part, np.int32) for part in parts)
+            found = [self._encode(part, False) if len(part) else np.zeros(0, np.int32) for part in parts]
+            if wrong := next((ids for ids in found if isinstance(ids, RequestError)), None):
+                return wrong
+            context, *continuations = found
         if not len(context):
             return RequestError(NOTHING_BEFORE)
         for ids in continuations:
             if isinstance(problem := self._check(np.concatenate([context, ids]), 0), RequestError):
                 return problem
         return context, continuations
+
+    def _check_request(self, ids: np.ndarray, request: ChatRequest | CompletionRequest) -> np.ndarray | RequestError:
+        last = self.generator.model.config.vocab_size - 1
+        if not (is_whole(request.n) and request.n >= 1):
+            return RequestError(f"n={shown(request.n)}: it must be at least 1")
+        if not (is_whole(request.seed) and 0 <= request.seed < 1 << 32):
+            return RequestError(f"seed={shown(request.seed)}: it must be from 0 to {(1 << 32) - 1}")
+        if max(request.stop.ids or (), default=0) > last:
+            return RequestError(f"stop ids {shown(request.stop.ids)}: the model has ids from 0 to {last}")
+        return self._check(ids, request.stop.max_new_tokens)
 
     def _check(self, ids: np.ndarray, more: int) -> np.ndarray | RequestError:
         """Return the ids, or an error if the model cannot read them and generate `more` tokens."""

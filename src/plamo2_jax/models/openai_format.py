@@ -47,7 +47,13 @@ def read_chat(body: bytes, retries: int) -> ChatResponse:
     Raises:
         MalformedResponse: the body is not a chat completion.
     """
-    return _read_text(body, retries, lambda choice: choice["message"]["content"], "a chat completion")
+
+    def text_of(choice: Any) -> Any:
+        text = choice["message"]["content"]
+        # A reasoning model at its token limit, a tool call or a content filter has no content.
+        return "" if text is None and isinstance(choice.get("finish_reason"), str) else text
+
+    return _read_text(body, retries, text_of, "a chat completion")
 
 
 def read_completion(body: bytes, retries: int) -> ChatResponse:
@@ -92,7 +98,7 @@ def read_chunk(data: str) -> Piece:
         text = (choices[0].get("delta") or {}).get("content") or ""
         text.encode()
         reason = choices[0].get("finish_reason")
-        counts = None if usage is None else _usage(usage)
+        counts = None if usage is None else usage_of(usage)
     except EndpointError:
         raise
     except _MALFORMED:
@@ -173,7 +179,7 @@ def _echoed(found: Mapping[str, Any], prompt: str | list[int]) -> list[tuple[Any
 def read_usage(body: bytes) -> Usage:
     """Return the token counts of a response that may be damaged otherwise. Counts that cannot be read are None."""
     try:
-        return _usage(json.loads(body).get("usage") or {})
+        return usage_of(json.loads(body).get("usage") or {})
     except _MALFORMED:
         return Usage()
 
@@ -185,7 +191,7 @@ def _read_text(body: bytes, retries: int, text_of: Callable[[Any], Any], what: s
         text = text_of(choice)
         text.encode()
         reason = choice.get("finish_reason")
-        counts = _usage(found.get("usage") or {})
+        counts = usage_of(found.get("usage") or {})
     except _MALFORMED:
         raise MalformedResponse(f"the response is not {what}: {body[:80]!r}") from None
     return ChatResponse(text, reason if reason in _REASONS else "unknown", counts, retries)
@@ -199,7 +205,8 @@ def _model_id(body: bytes) -> str:
     return shown(found) if isinstance(found, str) else ""
 
 
-def _usage(found: Mapping[str, Any]) -> Usage:
+def usage_of(found: Mapping[str, Any]) -> Usage:
+    """Return the token counts of the field `usage` of a response. Counts that are not numbers are None."""
     details = found.get("prompt_tokens_details") or {}
     return Usage(
         *map(_count, (found.get("prompt_tokens"), found.get("completion_tokens"), details.get("cached_tokens")))

@@ -28,6 +28,8 @@ def read_keys(path: Path | None) -> tuple[bytes, ...]:
     """
     keys = []
     if path is not None:
+        if not path.is_file():
+            raise PlamoError(f"--api-key-file {path} is not a file: it must have one key per line")
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from plamo2_jax.engine.prefill import SMALLEST_PIECE
-from plamo2_jax.validation import require
+from plamo2_jax.validation import is_whole, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,19 @@ class ServeConfig:
     """Compile all programs before the first request. Otherwise the first requests wait for compilation."""
 
     def __post_init__(self) -> None:
+        for name in (
+            "port",
+            "slots",
+            "max_length",
+            "prefill_size",
+            "drafts",
+            "max_tokens",
+            "max_body",
+            "max_connections",
+        ):
+            require(self, name, is_whole(getattr(self, name)), "an integer")
+        hosts = not isinstance(self.allowed_hosts, str) and all(isinstance(host, str) for host in self.allowed_hosts)
+        require(self, "allowed_hosts", hosts, "a tuple of host names")
         power = self.prefill_size >= SMALLEST_PIECE and not self.prefill_size & (self.prefill_size - 1)
         require(self, "host", bool(self.host), "an address")
         require(self, "port", 0 <= self.port < 1 << 16, "from 0 to 65535")

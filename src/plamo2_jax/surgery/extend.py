@@ -77,6 +77,10 @@ def extended_config(
                 f"--full-attention must include layers {lost}: they already have full attention. Add them to the list"
             )
         changes["full_attention_idx"] = tuple(full)
+    if set(full) >= set(attention):
+        for option, value in (("--window", window), ("--rope-local-theta", rope_local_theta)):
+            if value is not None:
+                raise PlamoError(f"{option} {value} has no effect: every layer with attention has full attention")
     if rope_theta is not None:
         changes["rope_theta"] = float(rope_theta)
         if full and set(full) != set(attention):

@@ -60,7 +60,7 @@ class Tokenizer:
         if path.is_dir():
             path = optional_file(path, FILE_NAME) or path / FILE_NAME
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: it must be a {FILE_NAME}, or a folder with one")
+            raise PlamoError(f"{path} does not exist: it must be a {FILE_NAME}, or a folder with one")
         if not path.is_file():
             raise PlamoError(f"{path} is not a regular file: it must be a {FILE_NAME}")
         with path.open("rb") as file:

@@ -84,7 +84,12 @@ def _pair(
         **models,
     }
     # Training needs the variables of the chat template too.
-    sides = {"prompt": list(prompt.messages), "chosen": chosen["text"], "rejected": rejected["text"]}
+    sides = {"prompt": list(prompt.messages)}
+    # As messages, because a text that looks like a conversation would be read as one.
+    sides |= {
+        name: [{"role": "assistant", "content": each["text"]}]
+        for name, each in (("chosen", chosen), ("rejected", rejected))
+    }
     return {**sides, **prompt.variables, "provenance": provenance}
 
 
@@ -127,7 +132,7 @@ def _report(
         "heldout_pairs": len(lines[True]),
         "prompts_without_pair": _counts(reasons),
         "margin": _mean(one["provenance"]["margin"] for one in pairs),
-        "characters": {side: _mean(len(one[side]) for one in pairs) for side in ("chosen", "rejected")},
+        "characters": {side: _mean(len(one[side][0]["content"]) for one in pairs) for side in ("chosen", "rejected")},
     }
     if "code" in rules:
         report["code_without_network"] = isolation_problem() is None

@@ -25,7 +25,10 @@ from plamo2_jax.eval.answer_rules import RuleError, check_rules
 from plamo2_jax.validation import shown
 
 # Fields of a record that are no variables of the chat template.
-_TAKEN = {"id", "prompt", "messages", "rules", "chosen", "rejected", "completion", "provenance", *forms.LABELS}
+_TAKEN = {
+    *("id", "rules", "chosen", "rejected", "provenance", "history", "text"),
+    *(*forms.CONVERSATIONS, *forms.QUESTIONS, *forms.ANSWERS, *forms.LABELS),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,5 +154,7 @@ class MergeConfig:
         for weights in (self.weights, *(weights for _, weights in self.weights_for)):
             if weights and len(weights) != count:
                 raise MergeError(f"{len(weights)} weight(s) for {count} model(s): each model needs one weight")
+            if method == "karcher" and any(weight < 0 for weight in weights or ()):
+                raise MergeError(f"the weights {weights} of karcher are not allowed: they must be 0 or more")
             if weights and method in _WITHOUT_BASE and not sum(weights) > 0:
                 raise MergeError(f"the weights {weights} of {method} are not allowed: their sum must be positive")

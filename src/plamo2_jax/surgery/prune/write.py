@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.hf import write_public
@@ -68,6 +68,9 @@ def prune_model(
         PlamoError: the model or the calibration data cannot be read, a shape is no smaller shape of the model, or the output is in the way.
     """
     require_at_least(1, rounds=rounds, batches=batches)
+    for name, value, kinds in (("method", method, get_args(Method)), ("depth", depth, get_args(DepthMethod))):
+        if value not in kinds:
+            raise PlamoError(f"{name}={value!r} is not allowed: it must be one of {', '.join(kinds)}")
     old, output = read_shape(os.fspath(model)), Path(output)
     for shape in shapes:
         check_target(old, shape)
