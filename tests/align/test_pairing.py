@@ -75,7 +75,7 @@ class Scripted:
         self._fair = fair
         self.read = []
 
-    def chat(self, requests, *, accept):
+    def chat(self, requests):
         def say(request):
             self.read.append(request.messages[1]["content"])
             a, b = request.messages[1]["content"].split("# 回答A\n")[1].split("\n\n# 回答B\n")

@@ -164,7 +164,7 @@ def step(**changes):
         (step(parse={"name": "passage", "size": 1}), "the parser passage has no parameter 'size'"),
         (step(sampling={"temperature": -1}), "SamplingConfig.temperature=-1 is not allowed"),
         (step(sampling={"heat": 1}), "sampling: the key 'heat' is unknown"),
-        (step(sampling={"temperature": "hot"}), "a value has the wrong type"),
+        (step(sampling={"temperature": "hot"}), "temperature='hot' is not allowed: it must be a number"),
         (step(max_new_tokens=0), "StopConfig.max_new_tokens=0 is not allowed"),
         (step(n=0), "n=0 is not allowed: it must be a whole number from 1 to 64"),
         (step(choose={"by": "all"}), "first for a step with one sample"),

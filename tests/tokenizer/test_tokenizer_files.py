@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from support.vocabularies import FIXED_ROWS, GOLDEN
 
@@ -111,8 +112,8 @@ def test_an_empty_file_is_no_vocabulary(tmp_path):
         Tokenizer.load(tmp_path)
 
 
-def test_a_missing_file_is_an_os_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(PlamoError, match=r"nowhere\.jsonl does not exist"):
         Tokenizer.load(tmp_path / "nowhere.jsonl")
 
 

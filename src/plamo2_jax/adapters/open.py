@@ -75,7 +75,7 @@ def model_folders(path: str | os.PathLike[str]) -> list[Path]:
         base = _base_of(folder)
         if folder.name == FOLDER:
             found.append(folder.parent)
-    elif folder.is_dir() and is_run_folder(folder):
+    elif (folder / checkpoint.CONFIG).is_file() and is_run_folder(folder):
         described = checkpoint.read_config(folder)
         base = described.get("init_from") if checkpoint.lora_of(described) else None
     if isinstance(base, str):

@@ -163,8 +163,9 @@ def _round(
 
 def _drop_set_fields(preference_data: dict[str, Any]) -> None:
     """Remove the fields of the policy that each round sets."""
-    for name in ("model", "template"):
-        preference_data["policy"].pop(name, None)
+    policy = preference_data.get("policy")
+    for name in ("model", "template") if isinstance(policy, dict) else ():
+        policy.pop(name, None)
 
 
 def _refuse_other(config: IterativeDpoConfig) -> None:
@@ -172,9 +173,8 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
     path = Path(config.output) / CONFIG
     current = to_json(config) | {"preference_data": identity(config.preference_data)}
     _drop_set_fields(current["preference_data"])
-    current["prompts"] = digest(read_prompts(config.preference_data.prompts, config.preference_data.rules))
     if not path.exists():
-        write_json(path, current)
+        write_json(path, current | {"prompts": _prompts_digest(config)})
         return
     stored, kept = read_config(path.parent), ("start", "merge", "preference_data", "train")
     if "prefer" in stored:  # The name of the field before version 1.1.
@@ -187,11 +187,15 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
     training = fill_defaults(modernize(stored["train"]), config.train)
     stored = {**stored, "preference_data": preference_data}
     _drop_set_fields(preference_data)
-    if stored.get("prompts", current["prompts"]) != current["prompts"]:
-        raise PlamoError(f"{path.parent} contains rounds with other prompts: their files have changed; {OR_AGAIN}")
     found = [line for name in kept[:3] for line in differences(current[name], stored[name])]
     found += differences(current["train"], training, frozenset(free_fields(config.train)))
     if found:
         raise PlamoError(
             f"{path.parent} contains rounds of a different configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
         )
+    if "prompts" in stored and stored["prompts"] != _prompts_digest(config):
+        raise PlamoError(f"{path.parent} contains rounds with other prompts: their files have changed; {OR_AGAIN}")
+
+
+def _prompts_digest(config: IterativeDpoConfig) -> str:
+    return digest(read_prompts(config.preference_data.prompts, config.preference_data.rules))

@@ -28,7 +28,7 @@ def read_keys(path: Path | None) -> tuple[bytes, ...]:
     """
     keys = []
     if path is not None:
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise PlamoError(f"--api-key-file {path} is not a file: it must have one key per line")
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
