@@ -61,7 +61,7 @@ class Scheme:
 
     @property
     def in_vllm(self) -> bool:
-        """Whether vLLM has a scheme for it: with quantized activations, it has none for 4 bits, groups or zero points."""
+        """Whether vLLM reads such matrices. With quantized activations, it does not read 4 bits, groups or zero points."""
         return not self.activations or (self.bits == 8 and self.group_size is None and self.symmetric)
 
     def to_json(self, targets: Sequence[str]) -> dict[str, Any]:
