@@ -12,6 +12,7 @@ import pytest
 
 from plamo2_jax.align.chat import encode_all, encode_conversation, read_conversations, to_conversation
 from plamo2_jax.align.forms import ANSWERS, CONTEXTS, CONVERSATIONS, LABELS, QUESTIONS, SYSTEMS
+from plamo2_jax.align.heldout import holds_text
 from plamo2_jax.align.messages import SPEAKERS, TRAIN_MARKS
 from plamo2_jax.align.pairs import encode_pair, read_pairs, to_pair
 from plamo2_jax.align.post_training import log_record_counts
@@ -518,3 +519,18 @@ def test_every_record_is_read_or_refused(tokenizer, template):
                 longest = max(longest, len(f"{error.reason} ({error.detail})"))
     assert min(read, refused) > 500
     assert longest < 300
+
+
+@pytest.mark.parametrize(
+    ("record", "is_text"),
+    [
+        ({"text": "a"}, True),
+        ({"text": "a", "question": "q"}, True),
+        ({"text": "a", "output": "b"}, False),
+        ({"text": "a", "messages": [{"role": "user", "content": "x"}]}, False),
+        ({"prompt": "a", "completion": "b"}, False),
+    ],
+)
+def test_held_out_records_are_documents_or_conversations(write_lines, record, is_text):
+    """A column `text` beside an answer, as in tatsu-lab/alpaca and ichikara, makes no document."""
+    assert holds_text(write_lines([record])) is is_text

@@ -10,7 +10,7 @@ import pytest
 from plamo2_jax import models
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
-from plamo2_jax.models import CompletionRequest, RequestError, ScoreRequest
+from plamo2_jax.models import CompletionRequest, RequestError, ScoreRequest, openai_format
 from plamo2_jax.models.openai_client import row_seed
 from plamo2_jax.models.openai_format import EndpointError
 
@@ -138,3 +138,12 @@ def test_a_score_that_cannot_be_is_an_error(client):
     assert isinstance(ids, RequestError)
     assert "all texts or all token ids" in mixed.reason
     assert len(good[0].token_logprobs) == 1
+
+
+def test_a_reply_without_content_is_empty_if_it_has_an_end():
+    """A reasoning model at its token limit has no content."""
+    choice = {"message": {"role": "assistant", "content": None, "reasoning_content": "hm"}, "finish_reason": "length"}
+    found = openai_format.read_chat(json.dumps({"choices": [choice]}).encode(), 0)
+    assert (found.text, found.finish_reason) == ("", "length")
+    with pytest.raises(openai_format.MalformedResponse):
+        openai_format.read_chat(json.dumps({"choices": [{**choice, "finish_reason": None}]}).encode(), 0)

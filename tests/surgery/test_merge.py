@@ -100,6 +100,9 @@ def test_refusals(models, tmp_path, capsys):
     assert "linear does not use a base" in refused([a, b, out, "--base", a], capsys)
     assert "slerp needs 2 model(s), not 3" in refused([a, b, a, out, "--method", "slerp"], capsys)
     assert "3 weight(s) for 2 model(s)" in refused([a, b, out, "--weight", "1", "2", "3"], capsys)
+    assert "of karcher are not allowed: they must be 0 or more" in refused(
+        [a, b, out, "--method", "karcher", "--weight", "-1", "2"], capsys
+    )
     assert "matches no tensor" in refused([a, b, out, "--weights-for", "layer_99=1,1"], capsys)
     assert "must be REGEX=w1,w2" in refused([a, b, out, "--weights-for", "x"], capsys)
     assert "has no finished checkpoint of step 7" in refused([f"{a}-run@7", b, out], capsys)
