@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.validation import require_kind
 
 if TYPE_CHECKING:
     from plamo2_jax.models.chat_model import ChatModel
@@ -412,7 +411,6 @@ def merge_models(
 
     if isinstance(models, str | os.PathLike):
         raise PlamoError(f"models={os.fspath(models)!r} is one path: it must be a list of models")
-    require_kind(config, MergeConfig, "config")
     merge(
         [os.fspath(model) for model in models],
         Path(output),
@@ -444,11 +442,8 @@ def quantize_model(
     Raises:
         PlamoError: the model or the calibration data cannot be read, the output is in the way, or no choice of bits fits the budget.
     """
-    from plamo2_jax.quantize.config import QuantizeConfig
     from plamo2_jax.quantize.write import quantize_model
 
-    require_kind(config, QuantizeConfig, "config")
-    require_kind(budget, int, "budget")
     return quantize_model(model, output, config, calibration=calibration, budget=budget).table
 
 

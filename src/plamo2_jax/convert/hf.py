@@ -134,7 +134,6 @@ def to_public(
             )
         if dtype is None:
             dtype = common_dtype(float_dtypes(name.folder))
-        dtype = np.dtype(dtype)
         loaded = load_model(name.folder, step=name.step, ema=name.ema, quantized=True)
         write_public(output, loaded.config, loaded.params, loaded.tokenizer, dtype=dtype, **options)
         return loaded.config

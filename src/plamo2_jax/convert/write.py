@@ -25,10 +25,10 @@ from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import COMPRESSED_DTYPES, DTYPES, INDEX, SINGLE
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.quantized_parts import leaf_of, matrix_of, matrix_shape, scheme_of
+from plamo2_jax.convert.read import float_dtype
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.model.quantized import QuantizedArray
 
-_FLOATS = frozenset(DTYPES.values())
 _NAMES = {dtype: name for name, dtype in (DTYPES | COMPRESSED_DTYPES).items()}
 
 
@@ -93,9 +93,7 @@ def write_params(
     Raises:
         ConvertError: The parameters do not fit the config, or the dtype or shard size is not allowed.
     """
-    dtype = np.dtype(dtype)
-    if dtype not in _FLOATS:
-        raise ConvertError(f"dtype {dtype} is not allowed: it must be float32 or bfloat16")
+    dtype = float_dtype(dtype)
     if max_shard_bytes < 1:
         raise ConvertError(f"max_shard_bytes={max_shard_bytes} is not allowed: it must be at least 1")
     leaves = flax.traverse_util.flatten_dict(params, sep="/")

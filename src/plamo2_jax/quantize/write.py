@@ -30,7 +30,7 @@ from plamo2_jax.quantize.report import MatrixReport, table, total_bytes
 from plamo2_jax.quantize.search import candidates, search_formats
 from plamo2_jax.storage import require_empty
 from plamo2_jax.tokenizer.template_files import chat_template_files
-from plamo2_jax.validation import require
+from plamo2_jax.validation import require, require_kind
 
 BUNDLED = ("bundled:ja:train", "bundled:en:train")
 """Calibration data by default."""
@@ -102,6 +102,8 @@ def quantize_model(
     Raises:
         PlamoError: the model or the calibration data cannot be read, the output is in the way, or no choice of bits fits the budget.
     """
+    require_kind(config, QuantizeConfig, "config")
+    require_kind(budget, int, "budget")
     config, calibration, output = config or QuantizeConfig(), calibration or CalibrationConfig(), Path(output)
     if budget is not None and config.bits != 8:
         raise PlamoError("bits are not allowed with a budget, which chooses between 8 and 4 bits: remove the bits")

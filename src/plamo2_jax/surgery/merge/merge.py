@@ -19,10 +19,9 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.chunked_io import Progress, blocks
-from plamo2_jax.convert.files import DTYPES
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.names import ModelName
-from plamo2_jax.convert.read import common_dtype
+from plamo2_jax.convert.read import common_dtype, float_dtype
 from plamo2_jax.convert.small_files import write_small_files
 from plamo2_jax.convert.write import Shard, header, plan_shards, write_index
 from plamo2_jax.model import Plamo2, logical_axes
@@ -32,6 +31,7 @@ from plamo2_jax.surgery.merge import methods
 from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.surgery.merge.sources import MergeError, Source, open_source
 from plamo2_jax.tokenizer.template_files import chat_template_files
+from plamo2_jax.validation import require_kind
 
 MERGED = "merge.json"
 """File beside the merged model with its sources and settings."""
@@ -103,6 +103,8 @@ def merge(
         PlamoError: The models differ in shape or tokenizer, or one is missing or damaged. No file is left behind.
     """
     require_empty(Path(output))
+    dtype = float_dtype(dtype)
+    require_kind(config, MergeConfig, "config")
     config.check(len(models), base is not None)
     # The chat template is copied from the first model that has one.
     files = chat_template_files(*(ModelName.parse(name).folder for name in models))
@@ -111,9 +113,8 @@ def merge(
     everything = [*sources, *([] if origin is None else [origin])]
     _check_alike(everything)
     first = everything[0]
-    dtype = common_dtype(source.dtype for source in everything) if dtype is None else np.dtype(dtype)
-    if dtype not in DTYPES.values():
-        raise MergeError(f"dtype {dtype} is not allowed: it must be float32 or bfloat16")
+    if dtype is None:
+        dtype = common_dtype(source.dtype for source in everything)
     tensors = public_tensors(first.config)
     descriptions = describe(first)
     weights = dict(zip(descriptions, config.weights_of(list(descriptions.values()), len(sources)), strict=True))
