@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import operator
 import reprlib
@@ -49,6 +50,17 @@ def require(config: Any, name: str, condition: Any, allowed: str, *, where: str 
     if not condition:
         value = shown(operator.attrgetter(name)(config))
         raise PlamoError(f"{where or type(config).__name__}.{name}={value} is not allowed: it must be {allowed}")
+
+
+def changed_fields(config: Any) -> set[str]:
+    """Return the names of the fields of a dataclass whose values differ from their defaults. Required fields are not among them."""
+    changed = set()
+    for field in dataclasses.fields(config):
+        made = field.default_factory is not dataclasses.MISSING
+        default = field.default_factory() if made else field.default
+        if default is not dataclasses.MISSING and getattr(config, field.name) != default:
+            changed.add(field.name)
+    return changed
 
 
 def require_kind(value: Any, kind: type, name: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from plamo2_jax.cli.arguments import parse
 from plamo2_jax.cli.decode_mesh import DecodeMesh
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import changed_fields
 
 if TYPE_CHECKING:
     from plamo2_jax.models.streaming import StreamingChat
@@ -85,11 +86,7 @@ def main(argv: list[str]) -> int:
         model.close()
 
 
-_FOLDER_ONLY = ("template", "max_length", "dtype", "kv_cache", "mesh")
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+_FOLDER_ONLY = {"template", "max_length", "dtype", "kv_cache", "mesh"}
 
 
 def open_chat(options: ChatOptions) -> StreamingChat:
@@ -99,11 +96,9 @@ def open_chat(options: ChatOptions) -> StreamingChat:
         PlamoError: the folder is not a model, or the server does not list its models.
     """
     if options.model.startswith(("http://", "https://")):
-        for field in dataclasses.fields(options):
-            if field.name in _FOLDER_ONLY and getattr(options, field.name) != _default(field):
-                raise PlamoError(
-                    f"--{field.name.replace('_', '-')} is for model folders: the server at {options.model} chooses this itself"
-                )
+        for name in sorted(changed_fields(options) & _FOLDER_ONLY):
+            flag = name.replace("_", "-")
+            raise PlamoError(f"--{flag} is for model folders: the server at {options.model} chooses this itself")
         from plamo2_jax.models.server_stream import ServerChatStream
 
         return ServerChatStream(

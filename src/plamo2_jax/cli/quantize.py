@@ -12,7 +12,7 @@ import tyro
 from plamo2_jax.cli.arguments import parse
 from plamo2_jax.cli.convert import parse_size
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.validation import require_at_least
+from plamo2_jax.validation import changed_fields, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +120,10 @@ def _refuse_unused(options: QuantizeOptions) -> None:
     needed["group_size"] = "4" in bits or options.budget is not None, "matrices with 4 bits"
     needed["damping"] = "gptq" in options.method, "--method gptq or awq+gptq"
     needed["alpha"] = options.method == "smoothquant", "--method smoothquant"
-    for field in dataclasses.fields(options):
-        used, what = needed.get(field.name, (True, ""))
-        if not used and getattr(options, field.name) != field.default:
-            raise PlamoError(f"--{field.name.replace('_', '-')} has no effect: it needs {what}")
+    for name in sorted(changed_fields(options) & needed.keys()):
+        used, what = needed[name]
+        if not used:
+            raise PlamoError(f"--{name.replace('_', '-')} has no effect: it needs {what}")
 
 
 def _bits(option: str, text: str) -> Any:

@@ -17,7 +17,7 @@ from plamo2_jax.launch import kubernetes
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
 from plamo2_jax.launch.slices import Slice, parse_slice
-from plamo2_jax.validation import require_at_least
+from plamo2_jax.validation import changed_fields, require_at_least
 
 # A pod is named JOBSET-slice-REPLICA-INDEX-RANDOM, in 63 characters.
 _LONGEST_NAME = 40
@@ -63,14 +63,10 @@ class Xpk:
         require({"container image": (self.image, "--image (docs/launch.md explains how to build one)")})
         require_at_least(1, slices=self.slices, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
-        others = {"xpk": ("namespace", "queue", "service_account"), "jobset": ("cluster", "project", "zone")}[self.by]
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in others:
-            if getattr(self, name) != defaults[name]:
-                needed = "jobset" if self.by == "xpk" else "xpk"
-                raise PlamoError(
-                    f"--{name.replace('_', '-')} has no effect with --by {self.by}: it needs --by {needed}"
-                )
+        others = {"xpk": {"namespace", "queue", "service_account"}, "jobset": {"cluster", "project", "zone"}}[self.by]
+        for name in sorted(changed_fields(self) & others):
+            needed = "jobset" if self.by == "xpk" else "xpk"
+            raise PlamoError(f"--{name.replace('_', '-')} has no effect with --by {self.by}: it needs --by {needed}")
         kubernetes.require_names({name: getattr(self, name) for name in ("namespace", "queue", "service_account")})
         kubernetes.require_image(self.image)
 

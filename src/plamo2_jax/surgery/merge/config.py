@@ -11,7 +11,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.surgery.merge.methods import Rescale
 from plamo2_jax.surgery.merge.sources import MergeError
-from plamo2_jax.validation import require
+from plamo2_jax.validation import changed_fields, require
 
 Method = Literal[
     "linear",
@@ -140,9 +140,9 @@ class MergeConfig:
             raise MergeError(f"{method} does not use a base model. Remove --base, or list that model among the others")
         if not base and method not in _WITHOUT_BASE:
             raise MergeError(f"{method} merges differences from a base model: give --base MODEL")
-        for field in dataclasses.fields(self):
-            option, methods = _READ_BY.get(field.name, ("", (method,)))
-            if method not in methods and getattr(self, field.name) != field.default:
+        for name in sorted(changed_fields(self) & _READ_BY.keys()):
+            option, methods = _READ_BY[name]
+            if method not in methods:
                 raise MergeError(
                     f"{option} is not allowed with {method}, which does not use it: only {', '.join(methods)} do"
                 )
